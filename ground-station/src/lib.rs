@@ -7,6 +7,7 @@
 //! | [`gateways`] | how programs that were written for other systems reach the fleet |
 //! | [`store`] | what survives a restart: members, invitations, commands and their deliveries |
 //! | [`config`] | `config.toml` and `GROUND_STATION_*` |
+//! | `http` | feature `http`: the HTTP server that gateways share |
 //! | [`users`] | who may pass gateways that ask for a name: passwords and tokens |
 //! | [`view`] | events in, text out |
 //! | [`who`] | which user of this machine asks |
@@ -18,6 +19,8 @@ pub mod control;
 pub mod duration;
 pub mod fleet;
 pub mod gateways;
+#[cfg(feature = "http")]
+mod http;
 pub mod os_user;
 pub mod store;
 pub mod users;

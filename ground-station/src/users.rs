@@ -1,8 +1,7 @@
-//! Users of gateways that ask for a name: passwords and tokens, as they are made and checked.
+//! Users of gateways with authentication: makes and checks passwords and tokens.
 //!
-//! Invariants: a password leaves memory only as what argon2id makes of it, a token only as its SHA-256; a token has 256
-//! random bits, so that nobody guesses one; few passwords are looked at at once, as each takes 19 MiB and much time of
-//! a processor.
+//! Invariants: a password is stored as its argon2id hash only, a token as its SHA-256 only. A token has 256 random bits.
+//! Few passwords are checked at the same time, since each check takes 19 MiB and tens of milliseconds of a processor.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,20 +19,20 @@ use tokio::sync::Semaphore;
 pub const NAME_BYTES_MAX: usize = 64;
 /// Longest label of a token, in bytes.
 pub const LABEL_BYTES_MAX: usize = 128;
-/// The longest that a token may be good, in days.
+/// Longest validity of a token, in days.
 pub const TOKEN_DAYS_MAX: u32 = 3_650;
-/// Passwords that are looked at at once.
+/// Passwords that are checked at the same time.
 pub const PASSWORD_CHECKS_MAX: usize = 2;
-/// Passwords that wait to be looked at; beyond them the station is busy.
+/// Passwords that wait to be checked; more are refused as busy.
 pub const PASSWORD_QUEUE_MAX: usize = 32;
 
-/// What begins every token, so that one in a log or a repository is known for what it is.
+/// The prefix of every token, so that scanners recognise one in a log or a repository.
 const TOKEN_PREFIX: &str = "gst_";
 
-/// Checks a user's name.
+/// Checks the name of a new user.
 ///
 /// # Errors
-/// The rule.
+/// The rule that it breaks.
 pub fn validate_name(name: &str) -> Result<(), String> {
     let fits = |c: char| c.is_ascii_alphanumeric() || "._-@+".contains(c);
     if (1..=NAME_BYTES_MAX).contains(&name.len()) && name.chars().all(fits) {
@@ -44,18 +43,18 @@ pub fn validate_name(name: &str) -> Result<(), String> {
     ))
 }
 
-/// Why a password was not looked at.
+/// Why a password was not checked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PasswordError {
-    /// Too many wait already.
+    /// [`PASSWORD_QUEUE_MAX`] passwords wait already.
     #[error("too many passwords wait to be checked; try again in a few seconds")]
     Busy,
-    /// The machine does not do it.
+    /// Hashing failed, for lack of memory or randomness.
     #[error("a password cannot be checked here: {0}")]
     Failed(String),
 }
 
-/// Where passwords are looked at, few at once; clones share it.
+/// Hashes and checks passwords, [`PASSWORD_CHECKS_MAX`] at the same time; clones share the limit.
 #[derive(Clone, Debug)]
 pub struct PasswordChecker {
     slots: Arc<Semaphore>,
@@ -72,7 +71,7 @@ impl Default for PasswordChecker {
 }
 
 impl PasswordChecker {
-    /// What to keep of a password.
+    /// The hash of a password, to be stored.
     ///
     /// # Errors
     /// [`PasswordError`].
@@ -86,7 +85,8 @@ impl PasswordChecker {
         hashed.map_err(|error| PasswordError::Failed(error.to_string()))
     }
 
-    /// Whether a password is what `kept` was made of. Without `kept` it is not, which takes as long to find out.
+    /// Whether a password has this hash. `false` without a hash, after the same time, so that the time does not tell whether a
+    /// user exists.
     ///
     /// # Errors
     /// [`PasswordError`].
@@ -123,7 +123,7 @@ impl PasswordChecker {
         let place = Arc::clone(&self.slots).acquire_owned().await;
         let place = place.map_err(|error| gone(&error))?;
         let done = tokio::task::spawn_blocking(move || {
-            // Held by the work itself: whoever asked may go meanwhile, and the work does not end by that.
+            // Held by the work, which goes on if the caller's future is dropped.
             let _place = place;
             work()
         });
@@ -131,11 +131,11 @@ impl PasswordChecker {
     }
 }
 
-/// What argon2 made of a password that nobody has, with the parameters of all others.
+/// The hash of a random password, with the parameters of real ones.
 const DUMMY_HASH: &str =
     "$argon2id$v=19$m=19456,t=2,p=1$c3dhcm0tbm9ib2R5LTE$Z2NnpOxZqvHXyTRGgZqRfvOz0C0yV9yq3bY3a3WzKfk";
 
-/// A new token, and what is kept of it.
+/// A new token, and its hash to be stored.
 ///
 /// # Errors
 /// [`NoRandomness`].
@@ -146,14 +146,14 @@ pub fn new_token() -> Result<(String, [u8; 32]), NoRandomness> {
     Ok((token, kept))
 }
 
-/// What is kept of a token.
+/// The SHA-256 of a token.
 pub fn token_hash(token: &str) -> [u8; 32] {
     let mut hash = [0; 32];
     hash.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, token.as_bytes()).as_ref());
     hash
 }
 
-/// Until when a token of so many days is good, in milliseconds since 1970.
+/// When a token of this validity expires, in milliseconds since 1970.
 pub fn expiry_ms(now_ms: u64, days: u32) -> u64 {
     const DAY: Duration = Duration::from_secs(24 * 3_600);
     let life = crate::duration::to_ms(DAY.saturating_mul(days.min(TOKEN_DAYS_MAX)));
@@ -166,15 +166,21 @@ mod tests {
 
     #[tokio::test]
     async fn stored_hash_verifies_its_password() {
-        let desk = PasswordChecker::default();
-        let kept = desk.hash(Password::new("correct horse")).await.expect("hashed");
+        let checker = PasswordChecker::default();
+        let kept = checker
+            .hash(Password::new("correct horse"))
+            .await
+            .expect("hashed");
         assert!(kept.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{kept}");
-        let is = |text: &str, kept: &str| desk.verify(Password::new(text), Some(kept.to_owned()));
+        let is = |text: &str, kept: &str| checker.verify(Password::new(text), Some(kept.to_owned()));
         assert!(is("correct horse", &kept).await.expect("checked"));
         assert!(!is("correct horsf", &kept).await.expect("checked"));
         assert!(!is("correct horse", "nonsense").await.expect("checked"));
-        assert!(!desk.verify(Password::new("x"), None).await.expect("checked"));
-        let again = desk.hash(Password::new("correct horse")).await.expect("hashed");
+        assert!(!checker.verify(Password::new("x"), None).await.expect("checked"));
+        let again = checker
+            .hash(Password::new("correct horse"))
+            .await
+            .expect("hashed");
         assert_ne!(kept, again, "salted");
     }
 
@@ -186,17 +192,17 @@ mod tests {
 
     #[tokio::test]
     async fn excess_password_checks_are_refused_as_busy() {
-        let desk = PasswordChecker::default();
+        let checker = PasswordChecker::default();
         let all = PASSWORD_CHECKS_MAX + PASSWORD_QUEUE_MAX;
         let held: Vec<_> = (0..all)
-            .map(|_| desk.admissions.try_acquire().expect("room"))
+            .map(|_| checker.admissions.try_acquire().expect("room"))
             .collect();
         assert_eq!(
-            desk.verify(Password::new("x"), None).await,
+            checker.verify(Password::new("x"), None).await,
             Err(PasswordError::Busy)
         );
         drop(held);
-        assert_eq!(desk.verify(Password::new("x"), None).await, Ok(false));
+        assert_eq!(checker.verify(Password::new("x"), None).await, Ok(false));
     }
 
     #[test]

@@ -1,10 +1,10 @@
-//! Messages over a plain TCP stream, and how long each may take.
+//! Messages on a plain TCP stream, and their time-outs.
 //!
-//! | a client | is heard until |
+//! | a client that | is disconnected |
 //! |---|---|
-//! | that says nothing | the idle_timeout of its gateway is over |
-//! | that is in the middle of a message | [`MESSAGE_TIMEOUT`] from the message's first byte |
-//! | that does not read what it is told | [`WRITE_TIMEOUT`] from the last byte that it has taken |
+//! | sends nothing | after the `idle_timeout` of its gateway |
+//! | has begun a message | [`MESSAGE_TIMEOUT`] after the message's first byte |
+//! | does not read | [`WRITE_TIMEOUT`] after the last byte that it has read |
 
 use std::io;
 use std::time::Duration;
@@ -15,29 +15,30 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// How long a client may take to begin its first message, where its protocol does not say.
+/// How long a client may take to begin its first message, unless its protocol says otherwise.
 pub const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a message may take from its first byte to its last.
 pub const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a client may take nothing of what it is told. However long the message is, one that reads slowly gets all.
+/// How long a client may read nothing. A client that reads slowly gets the whole message, however long it is.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Before a connection is closed with something unread: a close would else take the last answer with it.
+/// How long to wait for a client to close its side: closing with unread bytes would reset the connection, and the last
+/// response could be lost.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
-/// Messages that are looked at of what had arrived when it turned out that a client hears no answers any more.
+/// Messages that are still looked at once a client has disconnected, of those that had arrived.
 pub const DRAIN_MESSAGES_MAX: usize = 64;
-/// Read at once, in bytes.
+/// Bytes that are read at once.
 const READ_BYTES: usize = 4 * 1024;
 
-/// Finds where messages end. It keeps no more than one message and one read.
+/// Splits a stream into messages; buffers at most one message and one read.
 pub trait MessageDecoder {
-    /// Takes what has arrived.
+    /// Adds received bytes.
     fn feed(&mut self, bytes: &[u8]);
-    /// The next whole message.
+    /// The next complete message, if there is one.
     ///
     /// # Errors
-    /// Why the stream cannot be cut any further.
+    /// Why the stream cannot be split any further.
     fn next_message(&mut self) -> Result<Option<Vec<u8>>, String>;
-    /// Whether a message has begun that is not whole.
+    /// Whether the buffer holds a part of a message.
     fn has_begun(&self) -> bool;
 }
 
@@ -47,7 +48,7 @@ impl MessageDecoder for platypush::MessageReader {
     }
 
     fn next_message(&mut self) -> Result<Option<Vec<u8>>, String> {
-        self.next_message().map_err(|cut| cut.to_string())
+        self.next_message().map_err(|error| error.to_string())
     }
 
     fn has_begun(&self) -> bool {
@@ -61,7 +62,7 @@ impl MessageDecoder for socktools::MessageReader {
     }
 
     fn next_message(&mut self) -> Result<Option<Vec<u8>>, String> {
-        self.next_message().map_err(|too_long| too_long.to_string())
+        self.next_message().map_err(|error| error.to_string())
     }
 
     fn has_begun(&self) -> bool {
@@ -69,13 +70,13 @@ impl MessageDecoder for socktools::MessageReader {
     }
 }
 
-/// Why a conversation breaks off.
+/// Why a connection ends early.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
-    /// The connection is gone, or nobody reads.
+    /// The connection failed, or the client does not read.
     #[error("{0}")]
     ConnectionLost(String),
-    /// The client is at fault, and may be told.
+    /// The client broke the protocol; it may be sent an error response.
     #[error("{0}")]
     ProtocolError(String),
 }
@@ -86,10 +87,10 @@ impl From<io::Error> for StreamError {
     }
 }
 
-/// The next whole message; `None` if the client has said all, or does not begin one within `idle_timeout`.
+/// Reads the next message; `None` if the client has closed its sending side, or begins none within `idle_timeout`.
 ///
 /// # Errors
-/// [`Ended`].
+/// [`StreamError`].
 pub async fn read_message(
     from: &mut (impl AsyncRead + Unpin),
     decoder: &mut impl MessageDecoder,
@@ -127,7 +128,7 @@ pub async fn read_message(
 /// Writes a message.
 ///
 /// # Errors
-/// [`Ended::Lost`].
+/// [`StreamError::ConnectionLost`].
 pub async fn write_message(to: &mut (impl AsyncWrite + Unpin), message: &[u8]) -> Result<(), StreamError> {
     match write_all_with_timeout(to, message, WRITE_TIMEOUT).await? {
         true => Ok(()),
@@ -137,7 +138,7 @@ pub async fn write_message(to: &mut (impl AsyncWrite + Unpin), message: &[u8]) -
     }
 }
 
-/// Writes all of it, however long that takes, as long as it moves on; `false` if nothing was taken for `idle_timeout`.
+/// Writes all bytes, however long that takes; `false` if the client read nothing for `idle_timeout`.
 ///
 /// # Errors
 /// The connection's.
@@ -159,16 +160,16 @@ pub async fn write_all_with_timeout(
     Ok(true)
 }
 
-/// Says that no more comes, and lets the client read what did.
+/// Closes the sending side, and waits a moment for the client to close its own.
 pub async fn close_gracefully(mut stream: TcpStream) {
-    let farewell = async {
+    let closing = async {
         stream.shutdown().await?;
         let mut piece = [0; READ_BYTES];
         while stream.read(&mut piece).await? > 0 {}
         io::Result::Ok(())
     };
-    // It is closed either way.
-    let _gone = timeout(LINGER_TIMEOUT, farewell).await;
+    // The connection is closed either way.
+    let _ended = timeout(LINGER_TIMEOUT, closing).await;
 }
 
 #[cfg(test)]

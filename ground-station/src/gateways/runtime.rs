@@ -1,5 +1,5 @@
-//! Threads of the gateways' own. The fleet goes first: the kernel lets whoever has waited for the links run before these,
-//! so that a crowd at the gateways is felt at the gateways.
+//! A tokio runtime whose threads have a lower priority than the fleet's, so that many requests at gateways delay neither
+//! commands nor stops.
 
 use std::io;
 use std::thread;
@@ -9,32 +9,32 @@ use swarm_shared::net::sync::Mutex;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::JoinHandle;
 
-/// How much less than the rest of the station they count for where processors are short: see nice(2). At 10, about a
-/// tenth.
+/// Added to the process's nice value: see nice(2). At 10, the kernel gives these threads about a tenth of the processor time
+/// of others if all are busy.
 const NICE_INCREMENT: i32 = 10;
-/// What they are called, as in `ps -L`.
+/// The threads' name, as in `ps -L`.
 pub(super) const THREAD_NAME: &str = "gateways";
-/// The kernel's lowest priority.
+/// The kernel's highest nice value.
 const NICE_MAX: i32 = 19;
 
-/// See the module.
+/// A runtime of low-priority threads. Tasks on it end when it is dropped.
 #[derive(Debug)]
 pub(super) struct LowPriorityRuntime {
     handle: Handle,
-    /// Taken when it is dropped.
+    /// `None` in `drop` only.
     runtime: Option<Runtime>,
 }
 
 impl LowPriorityRuntime {
-    /// As many as there are processors.
+    /// Starts as many threads as there are processors.
     ///
     /// # Errors
-    /// The kernel's: there are no more threads to be had.
+    /// The kernel's, if no more threads are available.
     pub(super) fn start() -> io::Result<Self> {
-        // Absolute: a thread begins with the priority of the one that starts it, which may have stepped back already.
+        // Absolute, since a thread inherits the priority of the one that starts it, which may be lowered already.
         let priority = (getpriority_process(None)? + NICE_INCREMENT).min(NICE_MAX);
         let count = thread::available_parallelism()?.get();
-        // The runtime has no error for threads that cannot be had: it panics.
+        // The runtime panics if a thread cannot be started.
         check_thread_limit(count)?;
         let runtime = Builder::new_multi_thread()
             .worker_threads(count)
@@ -48,13 +48,13 @@ impl LowPriorityRuntime {
         })
     }
 
-    /// How many tasks run there.
+    /// The number of tasks that have not ended.
     #[cfg(test)]
     pub(super) fn alive_tasks(&self) -> usize {
         self.handle.metrics().num_alive_tasks()
     }
 
-    /// Runs something there; what that spawns stays there.
+    /// Runs a task on this runtime; tasks that it spawns run here too.
     pub(super) fn spawn<T: Send + 'static>(
         &self,
         task: impl Future<Output = T> + Send + 'static,
@@ -63,7 +63,7 @@ impl LowPriorityRuntime {
     }
 }
 
-/// Has so many threads at one time, and ends them.
+/// Starts `count` threads at the same time and ends them, to find out whether the limit permits them.
 fn check_thread_limit(count: usize) -> io::Result<()> {
     let gate = Mutex::new(());
     thread::scope(|scope| {
@@ -75,15 +75,15 @@ fn check_thread_limit(count: usize) -> io::Result<()> {
     })
 }
 
-/// Gives way, for the thread that calls it: on Linux each has a priority of its own.
+/// Lowers the priority of the calling thread: on Linux each thread has its own.
 fn lower_priority(priority: i32) {
     if let Err(error) = setpriority_process(None, priority) {
-        tracing::debug!(%error, "gateways count for as much as the fleet");
+        tracing::debug!(%error, "Priority of gateway threads not lowered");
     }
 }
 
 impl Drop for LowPriorityRuntime {
-    /// Waits for nobody: whoever closes the gateways has.
+    /// Does not wait: [`super::Gateways::close`] has waited for the tasks.
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
@@ -100,7 +100,7 @@ mod tests {
         let own = getpriority_process(None).expect("a priority");
         let threads = LowPriorityRuntime::start().expect("threads");
         let there = threads.spawn(async {
-            // What that spawns, and what it has done by threads that may wait.
+            // A spawned task, and a blocking one.
             let spawned = tokio::spawn(async { getpriority_process(None) });
             let waits = tokio::task::spawn_blocking(|| getpriority_process(None));
             (spawned.await.expect("runs"), waits.await.expect("runs"))

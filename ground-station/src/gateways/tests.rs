@@ -1,9 +1,13 @@
 use std::path::Path;
 
+use swarm_shared::net::discovery::presence::ServicePublisher;
+use swarm_shared::proto::id::NodeName;
+
 use super::*;
 use crate::config::Config;
+use crate::fleet::gateway_peers::GatewayPeers;
 
-/// A station that nobody finds.
+/// A station that is not published.
 pub(super) fn test_advertisement() -> Advertisement {
     Advertisement {
         name: NodeName::from_host("st"),
@@ -12,7 +16,7 @@ pub(super) fn test_advertisement() -> Advertisement {
     }
 }
 
-/// What a gateway stands in, before this fleet and with its store in this directory.
+/// A context with this fleet, and with its store in this directory.
 pub(super) async fn test_context(fleet: Fleet, dir: &Path) -> GatewayContext {
     GatewayContext {
         advertisement: test_advertisement(),

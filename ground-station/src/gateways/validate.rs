@@ -1,27 +1,39 @@
-//! What the configuration says of gateways, each key well by itself, that does not go together.
+//! Checks of a configuration whose keys are valid one by one: gateways that are not built in, options that contradict one
+//! another, and options without an effect.
 
 use std::net::{IpAddr, SocketAddr};
 
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::trust::gate::{self, Permission};
 
-use super::GatewayError;
-use super::clever_show::is_request;
+use super::context::GatewayError;
 use crate::config::gateways::{CommonOptions, GatewaysConfig};
 
-/// As the configuration calls it.
 const PLATYPUSH_HTTP: &str = "platypush_http";
-const CLEVER_SHOW: &str = "clever_show";
 const SOCKTOOLS: &str = "socktools";
-/// What a request in Platypush's form asks of the station itself, and whoever may come may ask.
+/// The gateways that this program was built with, by their names in the configuration.
+const BUILT_IN: &[&str] = &[
+    #[cfg(feature = "gateway-clever-show")]
+    "clever_show",
+    #[cfg(feature = "gateway-platypush-tcp")]
+    "platypush_tcp",
+    #[cfg(feature = "gateway-platypush-http")]
+    PLATYPUSH_HTTP,
+    #[cfg(feature = "gateway-socktools")]
+    SOCKTOOLS,
+    #[cfg(feature = "gateway-knut")]
+    "knut",
+];
+/// Actions of Platypush's form that read from the station, which every client may.
 const STATION_QUERIES: [&str; 2] = ["station.nodes", "station.history"];
 
-/// Finds what keeps the gateways from opening, and warns of what only keeps them from being of use.
+/// Finds errors that keep the gateways from opening. Logs a warning for options without an effect.
 pub(super) fn check(gateways: &GatewaysConfig) -> Result<(), GatewayError> {
-    let requests = gateways.clever_show.as_ref().map(|gateway| &gateway.requests);
     for (gateway, common) in gateways.enabled() {
-        let asks = |name: &str| gateway == CLEVER_SHOW && requests.is_some_and(|all| is_request(name, all));
-        check_role(gateway, common, asks)
+        if !BUILT_IN.contains(&gateway) {
+            return Err(GatewayError::NotBuilt { gateway });
+        }
+        check_role(gateway, common, |name| is_query(gateways, gateway, name))
             .map_err(|reason| GatewayError::Configuration { gateway, reason })?;
     }
     if let Some(socktools) = &gateways.socktools
@@ -45,10 +57,10 @@ pub(super) fn check(gateways: &GatewaysConfig) -> Result<(), GatewayError> {
     Ok(())
 }
 
-/// What `allow` names is to be done, so the role has to reach that far. What only asks passes by itself, named or not.
+/// Checks that the gateway's role permits every action in `allow`. Queries need no role, in `allow` or not.
 fn check_role(gateway: &str, common: &CommonOptions, is_query: impl Fn(&str) -> bool) -> Result<(), String> {
     let named = common.allow.iter().filter_map(|glob| glob.literal());
-    for name in named.filter(|name| !STATION_QUERIES.contains(&name.as_str()) && !is_query(name)) {
+    for name in named.filter(|name| !is_query(name)) {
         let class = gate::classify(&name, &Arguments::default());
         if let Some(lack) = gate::missing_role(common.role, &Permission::Command(class)) {
             return Err(format!(
@@ -64,32 +76,47 @@ fn check_role(gateway: &str, common: &CommonOptions, is_query: impl Fn(&str) -> 
     Ok(())
 }
 
-/// Every place where something is to listen.
+#[cfg_attr(
+    not(feature = "gateway-clever-show"),
+    expect(unused_variables, reason = "queries of one gateway only are configured")
+)]
+fn is_query(gateways: &GatewaysConfig, gateway: &str, name: &str) -> bool {
+    #[cfg(feature = "gateway-clever-show")]
+    if let Some(config) = &gateways.clever_show
+        && gateway == "clever_show"
+        && super::clever_show::is_request(name, &config.requests)
+    {
+        return true;
+    }
+    STATION_QUERIES.contains(&name)
+}
+
+/// Every address on which a gateway is to listen.
 pub(super) fn listen_addresses(gateways: &GatewaysConfig) -> Vec<(&'static str, SocketAddr)> {
-    let mut places: Vec<_> = gateways
+    let mut addresses: Vec<_> = gateways
         .enabled()
         .map(|(gateway, common)| (gateway, common.listen))
         .collect();
     if let Some(http) = &gateways.platypush_http
         && let Some(port) = http.websocket_port
     {
-        places.push((PLATYPUSH_HTTP, SocketAddr::new(http.common.listen.ip(), port)));
+        addresses.push((PLATYPUSH_HTTP, SocketAddr::new(http.common.listen.ip(), port)));
     }
-    places
+    addresses
 }
 
-fn check_port_conflicts(places: &[(&'static str, SocketAddr)]) -> Result<(), GatewayError> {
-    let meet = |a: SocketAddr, b: SocketAddr| {
+fn check_port_conflicts(addresses: &[(&'static str, SocketAddr)]) -> Result<(), GatewayError> {
+    let overlap = |a: SocketAddr, b: SocketAddr| {
         let (one, other) = (a.ip().to_canonical(), b.ip().to_canonical());
-        // All addresses of IPv6 are those of IPv4, too; not the other way round.
+        // A socket on all IPv6 addresses accepts IPv4 too; not the reverse.
         let holds = |one: IpAddr, other: IpAddr| one.is_unspecified() && (one.is_ipv6() || other.is_ipv4());
         let same = one == other || holds(one, other) || holds(other, one);
-        // Port 0 is any that is free.
+        // The kernel chooses a free port for port 0.
         same && a.port() == b.port() && a.port() != 0
     };
-    for (place, (first, addr)) in places.iter().enumerate() {
-        let later = places.iter().skip(place + 1);
-        if let Some((second, _)) = later.clone().find(|(_, other)| meet(*addr, *other)) {
+    for (index, (first, addr)) in addresses.iter().enumerate() {
+        let later = addresses.iter().skip(index + 1);
+        if let Some((second, _)) = later.clone().find(|(_, other)| overlap(*addr, *other)) {
             let port = addr.port();
             return Err(if first == second {
                 GatewayError::SamePort { gateway: first, port }

@@ -320,7 +320,7 @@ fn public_gateway_is_announced_and_warned_about() {
     let log = station.log();
     assert!(
         log.iter()
-            .any(|line| line.contains("gateway open to the network")),
+            .any(|line| line.contains("Gateway open to the network")),
         "{log:#?}"
     );
 }

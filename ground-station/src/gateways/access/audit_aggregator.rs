@@ -1,40 +1,43 @@
-//! Uses that repeat: whoever asks ten times a second would push all else out of the audit, which has room for so many
-//! entries and no more.
+//! Aggregates repeated requests in the audit: a client that asks ten times a second would push all else out of it, since the
+//! number of its entries is bounded.
 //!
-//! | use | in the audit |
+//! | request | in the audit |
 //! |---|---|
 //! | the first of its client and kind | at once |
-//! | more of them | counted; one entry when [`WINDOW`] is over, or the station shuts down |
+//! | repeats | counted; one entry when [`WINDOW`] has passed, or at shutdown |
 //! | kinds beyond [`KINDS_MAX`] of one client | counted together as one kind |
-//! | visitors and kinds beyond [`AGGREGATES_MAX`], and what would be more entries than [`Purse`] pays for | counted together, as one entry a [`WINDOW`] |
+//! | beyond [`AGGREGATES_MAX`] clients and kinds, or the entries that [`EntryBudget`] allows | counted together, one entry per [`WINDOW`] |
 //!
-//! A use and a refusal are of two kinds, and have a purse each: a crowd that reads does not hide who was refused. Nothing
-//! here is for what acts.
+//! Accepted and refused requests are of two kinds with a budget each: many reads do not hide a refusal. Requests that act
+//! are never aggregated.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use swarm_shared::proto::rate::TokenBucket;
+
 use crate::store::audit::AuditEntry;
 
-/// For how long repeats are counted.
+/// How long repeats are counted before they become an entry.
 pub(super) const WINDOW: Duration = Duration::from_secs(60);
-/// Kinds of use that are told apart of one client, and as many of refusals: half of what a gateway may note at once.
+/// Kinds that are counted separately per client, accepted and refused each: half of [`ENTRIES_MAX`], so that one client
+/// leaves room for others.
 const KINDS_MAX: usize = 16;
-/// Visitors and kinds that are told apart.
+/// Clients and kinds that are counted separately.
 const AGGREGATES_MAX: usize = 128;
-/// Longest text that is kept, in characters.
+/// Longest text of an entry, in characters.
 const TEXT_MAX: usize = 256;
-/// What kinds are called that are not told apart.
+/// The kind of requests that are not counted separately.
 const OTHER_KIND: &str = "other uses";
 /// Entries that a gateway may make at once.
 const ENTRIES_MAX: u32 = 30;
-/// How long until it may make one more.
+/// Time until it may make one more.
 const ENTRY_EVERY: Duration = Duration::from_secs(6);
 
-/// Visitor, kind, and whether it was refused.
+/// Client, kind, and whether the request was refused.
 type AggregateKey = (String, String, bool);
 
-/// See the module.
+/// Decides which entries of one gateway are written to the audit now.
 #[derive(Debug, Default)]
 pub(super) struct AuditAggregator {
     aggregates: BTreeMap<AggregateKey, Aggregate>,
@@ -50,16 +53,24 @@ struct Aggregate {
     last: AuditEntry,
 }
 
-/// What pays for entries: [`ENTRIES_MAX`] at once, and one every [`ENTRY_EVERY`]. What it does not pay for, it counts.
-#[derive(Debug, Default)]
+/// Limits entries to [`ENTRIES_MAX`] at once and one per [`ENTRY_EVERY`], and counts what exceeds it.
+#[derive(Debug)]
 struct EntryBudget {
-    spent: u32,
-    since: Option<Instant>,
+    bucket: TokenBucket,
     overflow: Option<Aggregate>,
 }
 
+impl Default for EntryBudget {
+    fn default() -> Self {
+        Self {
+            bucket: TokenBucket::every(ENTRY_EVERY, ENTRIES_MAX),
+            overflow: None,
+        }
+    }
+}
+
 impl AuditAggregator {
-    /// Takes a use at `gateway`; gives it back if it is to be noted now.
+    /// Counts a request at `gateway`. Returns its entry if it is to be written now.
     pub(super) fn record(
         &mut self,
         gateway: &str,
@@ -92,13 +103,13 @@ impl AuditAggregator {
             repeats.last = entry;
             return None;
         }
-        let purse = if key.2 {
+        let budget = if key.2 {
             &mut self.refusal_budget
         } else {
             &mut self.use_budget
         };
-        if self.aggregates.len() >= AGGREGATES_MAX || !purse.try_spend(now) {
-            purse.count_overflow(gateway, 1, entry, now);
+        if self.aggregates.len() >= AGGREGATES_MAX || !budget.try_spend(now) {
+            budget.count_overflow(gateway, 1, entry, now);
             return None;
         }
         let repeats = Aggregate {
@@ -110,72 +121,57 @@ impl AuditAggregator {
         Some(entry)
     }
 
-    /// What is to be noted at `gateway` of windows that are over.
+    /// The entries for windows that have ended.
     pub(super) fn take_due(&mut self, gateway: &str, now: Instant) -> Vec<AuditEntry> {
         let mut due = Vec::new();
         let Self {
-            aggregates: kept,
+            aggregates,
             use_budget: uses,
             refusal_budget: refusals,
             ..
         } = self;
-        kept.retain(|(_, _, refused), repeats| {
+        aggregates.retain(|(_, _, refused), repeats| {
             if now.saturating_duration_since(repeats.since) < WINDOW {
                 return true;
             }
             let Some(entry) = repeats.to_entry() else {
                 return false;
             };
-            let purse = if *refused { &mut *refusals } else { &mut *uses };
-            if purse.try_spend(now) {
+            let budget = if *refused { &mut *refusals } else { &mut *uses };
+            if budget.try_spend(now) {
                 due.push(entry);
             } else {
-                purse.count_overflow(gateway, repeats.count, repeats.last.clone(), now);
+                budget.count_overflow(gateway, repeats.count, repeats.last.clone(), now);
             }
             (repeats.since, repeats.count) = (now, 0);
             true
         });
-        for purse in [uses, refusals] {
+        for budget in [uses, refusals] {
             let over = |rest: &mut Aggregate| now.saturating_duration_since(rest.since) >= WINDOW;
-            due.extend(purse.overflow.take_if(over).and_then(|rest| rest.to_entry()));
+            due.extend(budget.overflow.take_if(over).and_then(|rest| rest.to_entry()));
         }
         due
     }
 
-    /// What is to be noted at the end; from now on everything is, at once.
+    /// The entries for all that was counted; from now on [`Self::record`] returns every entry.
     pub(super) fn close(&mut self) -> Vec<AuditEntry> {
         self.closed = true;
-        let kept = std::mem::take(&mut self.aggregates);
+        let aggregates = std::mem::take(&mut self.aggregates);
         let rests = [
             self.use_budget.overflow.take(),
             self.refusal_budget.overflow.take(),
         ];
-        let all = kept.into_values().chain(rests.into_iter().flatten());
+        let all = aggregates.into_values().chain(rests.into_iter().flatten());
         all.filter_map(|repeats| repeats.to_entry()).collect()
     }
 }
 
 impl EntryBudget {
-    /// Whether there is one entry to be had.
     fn try_spend(&mut self, now: Instant) -> bool {
-        let since = *self.since.get_or_insert(now);
-        let grown = now.saturating_duration_since(since).as_secs() / ENTRY_EVERY.as_secs();
-        let grown = u32::try_from(grown).unwrap_or(u32::MAX).min(ENTRIES_MAX);
-        if grown > 0 {
-            self.spent = self.spent.saturating_sub(grown);
-            // Full, or the time that has not made a whole entry counts on.
-            self.since = if self.spent == 0 {
-                None
-            } else {
-                Some(since + ENTRY_EVERY * grown)
-            };
-        }
-        let paid = self.spent < ENTRIES_MAX;
-        self.spent += u32::from(paid);
-        paid
+        self.bucket.try_take(now).is_ok()
     }
 
-    /// So many uses, this one the last, without an entry of their own.
+    /// Counts `uses` requests that get no entry of their own; `last` is the newest of them.
     fn count_overflow(&mut self, gateway: &str, uses: u64, mut last: AuditEntry, now: Instant) {
         last.outcome = format!("{}: {}: {}", last.user, last.action, last.outcome);
         last.user = format!("visitors of {gateway}");
@@ -209,11 +205,11 @@ impl Aggregate {
     }
 }
 
-/// Refusals of one client are told apart by their reasons, too: a wrong token is not counted as a slip.
+/// Refusals are counted by their reasons too: a wrong token must not be counted as a malformed request.
 fn aggregate_key(entry: &AuditEntry) -> AggregateKey {
     let refused = entry.outcome.starts_with("not done");
     let kind = if refused {
-        // What is to be waited for, and such, is no other reason.
+        // Numbers, such as the seconds until the next attempt, make no other reason.
         let reason = entry.outcome.chars().filter(|c| !c.is_ascii_digit());
         format!("{}: {}", entry.action, reason.collect::<String>())
     } else {
@@ -250,7 +246,10 @@ mod tests {
         assert!(take("not done: the token is wrong"));
         assert!(!take("not done: the token is wrong"));
         assert!(take("1 done"));
-        assert!(!take("2 done"), "uses are told apart by what they are alone");
+        assert!(
+            !take("2 done"),
+            "accepted requests are counted by their kind alone"
+        );
     }
 
     #[test]
@@ -299,7 +298,7 @@ mod tests {
         assert!(other.outcome.starts_with("9983 times more"), "{other:?}");
     }
 
-    /// Crowds that change their addresses all the time, for an hour.
+    /// Clients that change their addresses all the time, for an hour.
     #[test]
     fn many_clients_do_not_fill_the_audit_and_all_are_counted() {
         let (mut aggregator, start) = (AuditAggregator::default(), clock::now());
@@ -307,7 +306,7 @@ mod tests {
         for second in 0..3_600 {
             let now = start + Duration::from_secs(second);
             for n in 0..20 {
-                // Some are new each time, some come again within their window.
+                // Some are new each time, some repeat within their window.
                 for who in [format!("a{second}-{n}"), format!("b{}-{n}", second / 40)] {
                     let used = entry(&who, "nodes", "2 nodes");
                     told.extend(aggregator.record("knut", used, now));
@@ -319,7 +318,7 @@ mod tests {
             told.extend(aggregator.take_due("knut", now));
             assert!(aggregator.aggregates.len() <= AGGREGATES_MAX);
         }
-        // Of uses and of refusals: what is there at first, what comes back, and one entry a minute for all others.
+        // Accepted and refused each: the burst, the rate, and one entry a minute for all others.
         let most = 2 * (30 + 60 * 10 + 60);
         assert!(told.len() <= most, "{} entries", told.len());
         told.extend(aggregator.close());
@@ -342,7 +341,7 @@ mod tests {
         assert_eq!(used.count(), 30);
         let refused = entry("b", "led", "not done: no");
         assert_eq!(aggregator.record("knut", refused.clone(), now), Some(refused));
-        // A minute later there are ten entries more, and an idle gateway soon has all of them again.
+        // A minute later there are ten entries more, and after an idle hour the whole burst.
         for (later, wanted) in [(60, 10), (3_600, 30)] {
             let later = now + Duration::from_secs(later);
             aggregator.take_due("knut", later);

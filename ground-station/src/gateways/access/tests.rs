@@ -7,7 +7,7 @@ use crate::config::Config;
 use crate::fleet::{Fleet, RequestEnvelope};
 use crate::store::{audit, history};
 
-/// A access before a fleet that never answers.
+/// A policy with a fleet that never answers.
 struct Harness {
     access: AccessPolicy,
     context: GatewayContext,
@@ -68,7 +68,7 @@ fn action_request(action: &str) -> ActionRequest {
 
 #[tokio::test]
 async fn misspelt_action_is_refused_with_a_suggestion() {
-    let gate = Harness::new().await;
+    let harness = Harness::new().await;
     for name in READ_ONLY_ACTIONS {
         let class = gate::classify(name, &Arguments::default());
         assert_eq!(class, ActionClass::Read, "{name}");
@@ -94,7 +94,7 @@ async fn misspelt_action_is_refused_with_a_suggestion() {
             "with these arguments it does not only read, and no name in `allow` means it; name it in `allow` of [gateways.knut]",
         ),
     ] {
-        let refused = gate
+        let refused = harness
             .access
             .permit(action, arguments)
             .expect_err(action)
@@ -105,21 +105,21 @@ async fn misspelt_action_is_refused_with_a_suggestion() {
             "{refused}"
         );
     }
-    gate.access.permit("led", &none).expect("named");
-    gate.access.permit("ping", &none).expect("reads");
+    harness.access.permit("led", &none).expect("named");
+    harness.access.permit("ping", &none).expect("reads");
 }
 
 #[tokio::test]
 async fn request_of_a_disconnected_client_is_audited() {
-    let mut gate = Harness::new().await;
-    let access = gate.access.clone();
+    let mut harness = Harness::new().await;
+    let access = harness.access.clone();
     let serving =
         tokio::spawn(async move { access.command(&client("10.0.0.1"), action_request("led")).await });
-    let call = gate.calls.recv().await.expect("asked");
+    let call = harness.calls.recv().await.expect("asked");
     serving.abort();
     serving.await.expect_err("dropped midway");
     drop(call);
-    let audit = gate.shut_down().await;
+    let audit = harness.shut_down().await;
     let [entry] = audit.as_slice() else {
         panic!("one entry: {audit:#?}");
     };
@@ -133,8 +133,8 @@ async fn request_of_a_disconnected_client_is_audited() {
 
 #[tokio::test]
 async fn repeated_requests_do_not_fill_the_audit() {
-    let mut gate = Harness::new().await;
-    let mut calls = std::mem::replace(&mut gate.calls, mpsc::channel(1).1);
+    let mut harness = Harness::new().await;
+    let mut calls = std::mem::replace(&mut harness.calls, mpsc::channel(1).1);
     tokio::spawn(async move {
         while let Some(call) = calls.recv().await {
             call.events.send(Event::End).await.expect("taken");
@@ -143,47 +143,48 @@ async fn repeated_requests_do_not_fill_the_audit() {
     let asker = client("10.0.0.1");
     for _ in 0..50 {
         for action in ["ping", "led"] {
-            gate.access
+            harness
+                .access
                 .command(&asker, action_request(action))
                 .await
                 .expect("permitted");
         }
-        let refused = gate.access.command(&asker, action_request("reboot")).await;
+        let refused = harness.access.command(&asker, action_request("reboot")).await;
         refused.expect_err("not named");
     }
-    let audit = gate.shut_down().await;
+    let audit = harness.shut_down().await;
     let of = |what: &str| audit.iter().filter(|entry| entry.action == what).count();
     assert_eq!((of("ping"), of("reboot"), of("led")), (2, 2, 50));
     let counted = |entry: &&AuditEntry| entry.outcome.starts_with("49 times more");
     assert_eq!(audit.iter().filter(counted).count(), 2, "{audit:#?}");
 }
 
-/// What a closing station waits for is bounded, and a slow disk takes its time for each flush.
+/// A shutdown waits for a bounded time, and a slow disk needs long for each flush.
 #[tokio::test]
 async fn aggregates_are_written_in_one_flush_at_shutdown() {
-    let gate = Harness::new().await;
+    let harness = Harness::new().await;
     for _ in 0..2 {
         for n in 0..30 {
             let from = client(&format!("10.0.0.{n}"));
-            gate.access.audit_malformed(&from, "no message").await;
+            harness.access.audit_malformed(&from, "no message").await;
         }
     }
-    let log = gate.context.store.path().with_extension("db-wal");
+    let log = harness.context.store.path().with_extension("db-wal");
     let bytes = || std::fs::metadata(&log).expect("there").len();
     let before = bytes();
-    gate.context.shutdown.cancel();
-    gate.context.tasks.close();
-    gate.context.tasks.wait().await;
-    // Each flush by itself takes a page at least.
+    harness.context.shutdown.cancel();
+    harness.context.tasks.close();
+    harness.context.tasks.wait().await;
+    // Each commit by itself writes a page at least.
     let pages = (bytes() - before) / 4_096;
     assert!(pages < 30, "{pages} pages for 30 entries");
-    assert_eq!(gate.shut_down().await.len(), 60);
+    assert_eq!(harness.shut_down().await.len(), 60);
 }
 
 #[tokio::test]
 async fn requests_matching_no_node_do_not_fill_the_audit() {
-    let mut gate = Harness::new().await;
-    let mut calls = std::mem::replace(&mut gate.calls, mpsc::channel(1).1);
+    let mut harness = Harness::new().await;
+    let mut calls = std::mem::replace(&mut harness.calls, mpsc::channel(1).1);
     tokio::spawn(async move {
         while let Some(call) = calls.recv().await {
             let nobody = Event::failed(Failure::NoMatch, "no node matches");
@@ -191,13 +192,13 @@ async fn requests_matching_no_node_do_not_fill_the_audit() {
         }
     });
     for _ in 0..50 {
-        let done = gate
+        let done = harness
             .access
             .command(&client("10.0.0.1"), action_request("led"))
             .await;
         done.expect_err("nobody is meant");
     }
-    let audit = gate.shut_down().await;
+    let audit = harness.shut_down().await;
     let outcomes: Vec<&str> = audit.iter().map(|entry| entry.outcome.as_str()).collect();
     assert_eq!(
         outcomes,
@@ -210,14 +211,14 @@ async fn requests_matching_no_node_do_not_fill_the_audit() {
 
 #[tokio::test]
 async fn insufficient_role_error_names_the_gateway_setting() {
-    let gate = Harness::new().await;
-    let refused = gate.access.permit("execute", &Arguments::default());
+    let harness = Harness::new().await;
+    let refused = harness.access.permit("execute", &Arguments::default());
     assert_eq!(
         refused.expect_err("an operator's gateway").to_string(),
         "running a program may not be asked for by role operator: it takes role admin; see `role` in [gateways.knut], and \
          name it in `allow`"
     );
-    gate.shut_down().await;
+    harness.shut_down().await;
 }
 
 #[test]

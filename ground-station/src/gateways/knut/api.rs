@@ -1,4 +1,4 @@
-//! Our own interface in Knut's language: who is there, and actions.
+//! Our own API in Knut's message format: nodes and actions.
 //!
 //! ```text
 //! {"apiId": 21335, "msgId": 1, "msg": {"selector": "drone-*"}}
@@ -21,18 +21,18 @@ use super::temperatures::RESPONSE_OFFSET;
 use crate::config::gateways::CommonOptions;
 use crate::duration;
 
-/// Our number: "SW". Knut counts its own from 1.
+/// Our `apiId`, "SW": Knut's own count from 1.
 pub(super) const FLEET_API: i64 = 0x5357;
-/// Who is there.
+/// `msgId` of a request for nodes.
 const NODES: i64 = 1;
-/// An action.
+/// `msgId` of an action.
 const CALL: i64 = 2;
 /// Longest answer, in bytes.
 const RESPONSE_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// Longest time that a message may set.
+/// Longest `ttl` or `timeout` of a message; longer ones are shortened.
 const TIMEOUT_MAX: Duration = Duration::from_secs(3_600);
 
-/// Does what a message asks for, if it may be done.
+/// Carries out a message's request if it is permitted. Returns the answer, or the message itself if its `msgId` is unknown.
 pub(super) async fn handle(
     access: &AccessPolicy,
     common: &CommonOptions,
@@ -79,7 +79,7 @@ async fn call(
     }
 }
 
-/// Notes what is refused before anybody is asked.
+/// Audits a refusal that no other part has audited.
 async fn audit_refusal(
     access: &AccessPolicy,
     client: &Client,
@@ -103,7 +103,7 @@ fn parse_action_request(common: &CommonOptions, msg: Value) -> Result<ActionRequ
     })
 }
 
-/// Checks the gateway's token, if it has one: of all that is said here only our own messages have room for it.
+/// Checks the gateway's token, if it has one. Knut's own messages have no field for it.
 fn check_token(common: &CommonOptions, msg: &Value) -> Result<(), RequestError> {
     let shown = msg.get("token").and_then(Value::as_str);
     match &common.token {
@@ -114,7 +114,7 @@ fn check_token(common: &CommonOptions, msg: &Value) -> Result<(), RequestError> 
     }
 }
 
-/// Refuses what means nothing here: whoever has misspelt `selector` means some nodes, and not all.
+/// Refuses unknown keys: a misspelt `selector` must not select all nodes.
 fn check_keys(msg: &Value, keys: &[&str]) -> Result<(), RequestError> {
     let mut given = msg.as_object().into_iter().flat_map(|fields| fields.keys());
     match given.find(|key| *key != "token" && !keys.contains(&key.as_str())) {

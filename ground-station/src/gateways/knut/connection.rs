@@ -1,4 +1,4 @@
-//! One connection: what is read is answered in its order; beside the answers go pushes and heartbeats.
+//! One connection: messages are answered in order; pushes and heartbeats are written in between.
 
 use std::io;
 use std::pin::pin;
@@ -21,34 +21,34 @@ use super::{
 
 /// Bytes that are read at once.
 const READ_BYTES: usize = 8 * 1024;
-/// Answers that wait to be written; the next question is not read before there is room.
+/// Answers that wait to be written; the next message is not read before there is room.
 const QUEUED_RESPONSES_MAX: usize = 1;
 
-/// Longest method of HTTP that is looked for, in bytes.
+/// Longest HTTP method that is recognised, in bytes.
 const HTTP_METHOD_BYTES_MAX: usize = 32;
 
-/// Why a connection ended, if not by its other side.
+/// Why a connection ended, unless the client closed it.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ConnectionEnd {
-    /// At first.
+    /// [`FIRST_MESSAGE_TIMEOUT`] has passed.
     #[error("said nothing for {FIRST_MESSAGE_TIMEOUT:?}")]
     NoFirstMessage,
-    /// Within a message.
+    /// [`MESSAGE_TIMEOUT`] has passed.
     #[error("a message took longer than {MESSAGE_TIMEOUT:?}")]
     MessageTimeout,
-    /// The other side takes nothing.
+    /// [`WRITE_TIMEOUT`] has passed.
     #[error("read nothing for {WRITE_TIMEOUT:?}")]
     WriteTimeout,
-    /// At first: most likely a web page had a browser send it, with messages in its body.
+    /// Most likely a web page had a browser send it, with messages in its body.
     #[error("began with a request of HTTP, which this gateway does not speak")]
     HttpRequest,
-    /// The connection.
+    /// The connection failed.
     #[error(transparent)]
     Io(#[from] io::Error),
 }
 
-/// The first bytes of a connection. What a browser sends for a page of anybody's begins with a method, which is never
-/// how a message begins.
+/// Recognises HTTP by the first bytes of a connection: any web page can have a browser send requests to this port. They
+/// begin with a method, and messages never do.
 #[derive(Debug, Default)]
 struct HttpDetector {
     seen: Vec<u8>,
@@ -56,7 +56,7 @@ struct HttpDetector {
 }
 
 impl HttpDetector {
-    /// Whether these bytes, after those before, begin with a request of HTTP.
+    /// Whether the stream, with these next bytes, begins with an HTTP request.
     fn is_http(&mut self, bytes: &[u8]) -> bool {
         for byte in bytes {
             if self.decided {
@@ -83,7 +83,7 @@ fn client_of(permit: &ConnectionPermit) -> Client {
     }
 }
 
-/// Serves one client until either side has had enough.
+/// Serves one client until either side closes the connection.
 pub(super) async fn serve(state: &ServerState, stream: TcpStream, permit: &ConnectionPermit) {
     let addr = permit.addr;
     let (from, to) = stream.into_split();
@@ -94,7 +94,7 @@ pub(super) async fn serve(state: &ServerState, stream: TcpStream, permit: &Conne
     let ended = tokio::select! {
         ended = &mut writing => ended,
         ended = &mut reading => match ended {
-            // It has said all; what was answered still goes out.
+            // The client sends no more; answers are still written.
             Ok(()) => writing.await,
             Err(left) => Err(left),
         },
@@ -106,15 +106,15 @@ pub(super) async fn serve(state: &ServerState, stream: TcpStream, permit: &Conne
             .await;
     }
     match ended {
-        Ok(()) => tracing::debug!(gateway = GATEWAY, %addr, "left"),
+        Ok(()) => tracing::debug!(gateway = GATEWAY, %addr, "Connection closed by the client"),
         Err(left) => match permit.throttled_log().count("closed") {
-            Some(count) => tracing::info!(gateway = GATEWAY, %addr, why = %left, count, "closed"),
-            None => tracing::debug!(gateway = GATEWAY, %addr, why = %left, "closed"),
+            Some(count) => tracing::info!(gateway = GATEWAY, %addr, why = %left, count, "Connection closed"),
+            None => tracing::debug!(gateway = GATEWAY, %addr, why = %left, "Connection closed"),
         },
     }
 }
 
-/// Takes what a client says, until it has said all.
+/// Reads and answers a client's messages, until it closes its sending side.
 pub(super) async fn read_loop(
     state: &ServerState,
     mut from: impl AsyncRead + Unpin,
@@ -125,7 +125,7 @@ pub(super) async fn read_loop(
     let mut opening = HttpDetector::default();
     let mut decoder = Decoder::new(state.config.common.limits.message_bytes);
     let mut buffer = [0; READ_BYTES];
-    // Until something has been said, and since when something has begun.
+    // Until the first message has come, and the time when the present one began.
     let mut first = Some(clock::now() + FIRST_MESSAGE_TIMEOUT);
     let mut begun = None::<Instant>;
     loop {
@@ -156,10 +156,10 @@ pub(super) async fn read_loop(
                     let addr = permit.addr;
                     match permit.throttled_log().count("not a message") {
                         Some(count) => {
-                            tracing::info!(gateway = GATEWAY, %addr, %error, count, "not a message; passed over");
+                            tracing::info!(gateway = GATEWAY, %addr, %error, count, "Invalid message ignored");
                         }
                         None => {
-                            tracing::debug!(gateway = GATEWAY, %addr, %error, "not a message; passed over");
+                            tracing::debug!(gateway = GATEWAY, %addr, %error, "Invalid message ignored");
                         }
                     }
                     state.access.audit_malformed(&client, &error.to_string()).await;
@@ -180,6 +180,7 @@ pub(super) async fn read_loop(
     }
 }
 
+/// Writes answers, pushes and heartbeats, until there are no more answers to come.
 pub(super) async fn write_loop(
     state: &ServerState,
     mut to: impl AsyncWrite + Unpin,

@@ -1,19 +1,19 @@
-//! Knut's clients: temperatures of the nodes as Knut's server tells them, and an interface of our own for the rest.
+//! Knut's clients: the nodes' temperatures as Knut's server sends them, and an API of our own for nodes and actions.
 //!
-//! | `apiId` | `msgId` | what is done | answer |
+//! | `apiId` | `msgId` | request | answer |
 //! |---|---|---|---|
-//! | 1 | 1, 2, 3 | temperatures: one, all, past ones (`temperatures`) | 0x0101, 0x0102, 0x0103; 0x0101 also by itself |
-//! | 21335 | 1, 2 | who is there; an action (`api`) | 0x0101, 0x0102 |
-//! | any | 0 | nothing | none |
-//! | another | | nothing | the same message |
+//! | 1 | 1, 2, 3 | temperatures: one, all, past ones (`temperatures`) | 0x0101, 0x0102, 0x0103; 0x0101 is pushed too |
+//! | 21335 | 1, 2 | nodes; an action (`api`) | 0x0101, 0x0102 |
+//! | any | 0 | none | none |
+//! | another | | none | the same message |
 //!
-//! | bound | beyond it |
+//! | limit | beyond it |
 //! |---|---|
-//! | [`FIRST_MESSAGE_TIMEOUT`] until anything is said, [`MESSAGE_TIMEOUT`] for a message that has begun | closed |
-//! | [`WRITE_TIMEOUT`] without anything being read of what is written | closed: whoever does not read is not waited for |
-//! | pushes that wait for a slow reader ([`PUSHES_MAX`]) | passed over; then it is told all temperatures anew |
+//! | [`FIRST_MESSAGE_TIMEOUT`] until the first message, [`MESSAGE_TIMEOUT`] for one that has begun | closed |
+//! | [`WRITE_TIMEOUT`] in which nothing is read | closed |
+//! | [`PUSHES_MAX`] pushes that wait for a slow reader | dropped; then it is sent all temperatures |
 //!
-//! Whoever has said something once may be silent for good: clients of Knut listen. Heartbeats find out who is gone.
+//! A client that has sent a message may be silent for ever, as Knut's clients are. Heartbeats find lost connections.
 
 mod api;
 mod connection;
@@ -31,29 +31,29 @@ use swarm_shared::proto::foreign::knut::Message;
 use tokio::sync::{broadcast, mpsc};
 
 use super::access::{AccessPolicy, Client};
+use super::context::{GatewayContext, GatewayError};
 use super::listener::GatewayListener;
-use super::{GatewayContext, GatewayError};
 use crate::config::gateways::KnutConfig;
 use crate::fleet::{Event, NodesRequest};
 use temperatures::TemperatureCache;
 
-/// As the configuration calls it.
+/// The gateway's name in the configuration.
 const GATEWAY: &str = "knut";
-/// How long a new connection may say nothing.
+/// How long a new connection may send nothing.
 pub const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a message may take from its first byte to its last.
 pub const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long nothing may be taken of what is written.
+/// How long a client may read nothing.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time between two heartbeats.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
-/// Pushes that wait for one reader.
+/// Pushes that wait for one slow reader.
 pub const PUSHES_MAX: usize = 256;
 
 /// Opens the gateway.
 ///
 /// # Errors
-/// [`DoorError::Listen`].
+/// [`GatewayError::Listen`].
 pub async fn open(config: &KnutConfig, context: &GatewayContext) -> Result<(), GatewayError> {
     let listener = GatewayListener::open(GATEWAY, &config.common, context)?;
     let state = Arc::new(ServerState {
@@ -84,7 +84,7 @@ struct ServerState {
     access: AccessPolicy,
     config: KnutConfig,
     temperatures: Mutex<TemperatureCache>,
-    /// Temperatures that have changed, as messages.
+    /// Encoded messages with changed temperatures.
     pushes: broadcast::Sender<Bytes>,
 }
 
@@ -93,7 +93,7 @@ impl ServerState {
         self.temperatures.lock()
     }
 
-    /// Keeps the temperatures and pushes what changes, for as long as there is a station.
+    /// Updates the temperatures and pushes changes, until the fleet ends.
     async fn follow_events(&self, mut events: mpsc::Receiver<Event>) {
         let mut ticks = tokio::time::interval(self.config.history_every);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -101,13 +101,13 @@ impl ServerState {
             tokio::select! {
                 event = events.recv() => {
                     let Some(event) = event else { return };
-                    if let Some(complaint) = self.temperatures().missing_sensor_warning(&event) {
-                        tracing::warn!(gateway = GATEWAY, "{complaint}");
+                    if let Some(warning) = self.temperatures().missing_sensor_warning(&event) {
+                        tracing::warn!(gateway = GATEWAY, "{warning}");
                     }
                     let changed = self.temperatures().on_event(event);
                     if let Some(message) = changed {
-                        // Nobody may be there.
-                        let _nobody = self.pushes.send(message.encode().into());
+                        // There may be no client.
+                        let _receivers = self.pushes.send(message.encode().into());
                     }
                 }
                 _tick = ticks.tick() => self.temperatures().record_history(clock::unix_time_ms()),
@@ -115,7 +115,7 @@ impl ServerState {
         }
     }
 
-    /// The answer to a message; `None` if it asks for none.
+    /// The answer to a message, if it has one.
     async fn handle(&self, client: &Client, message: Message) -> Option<Message> {
         let Message { api, id, .. } = message;
         if id == 0 {
@@ -131,7 +131,7 @@ impl ServerState {
             }
             api::FLEET_API => Some(api::handle(&self.access, &self.config.common, client, message).await),
             _ => {
-                tracing::debug!(gateway = GATEWAY, api, id, "an interface that is not here");
+                tracing::debug!(gateway = GATEWAY, api, id, "Message returned: unknown API");
                 Some(message)
             }
         }

@@ -1,4 +1,4 @@
-//! Temperatures of the nodes, now and before, as Knut's clients know them: each by the name of its node.
+//! The nodes' present and past temperatures in Knut's form, by node name.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
@@ -11,31 +11,31 @@ use swarm_shared::proto::selector::{NodeAttributes, Selector};
 use crate::config::gateways::KnutConfig;
 use crate::fleet::{Event, NodeRef, NodeState, NodeView};
 
-/// Knut's number for temperatures.
+/// Knut's `apiId` of temperatures.
 pub(super) const TEMPERATURE: i64 = 1;
-/// One temperature; its answer is pushed too.
+/// `msgId` of one temperature; its answer is pushed too.
 const STATUS: i64 = 1;
-/// All of them.
+/// `msgId` of all temperatures.
 const LIST: i64 = 2;
-/// Past ones.
+/// `msgId` of past temperatures.
 const HISTORY: i64 = 3;
-/// What an answer's number has beyond its question's.
+/// Added to a request's `msgId` for its answer.
 pub(super) const RESPONSE_OFFSET: i64 = 0x0100;
 
-/// As Knut writes it.
+/// Knut's unit.
 const UNIT: &str = "°C";
-/// The sign of the Weather Icons font that Knut's documentation shows.
+/// The glyph of the Weather Icons font in Knut's documentation.
 const CONDITION: &str = "\u{f002}";
-/// As Knut says of a thermometer that there is not, or that has not measured.
+/// Knut's value of a thermometer that does not exist or has not measured.
 const NOT_MEASURED: f64 = -273.15;
 
-/// Most readings that a complaint names.
+/// Most readings in a warning.
 const NAMES_SHOWN: usize = 16;
 
-/// See the module.
+/// The temperatures of all nodes.
 #[derive(Debug)]
 pub(super) struct TemperatureCache {
-    /// Where telemetry has the temperature.
+    /// The path of the temperature in a node's telemetry.
     path: Vec<String>,
     target: Selector,
     history_max: usize,
@@ -47,15 +47,15 @@ pub(super) struct TemperatureCache {
 struct Node {
     name: NodeName,
     tags: BTreeMap<String, String>,
-    /// How Knut's clients know it, if this gateway shows it: by its name, and the beginning of its id too if another has
-    /// the same.
+    /// Its name for Knut's clients, with a prefix of its id if other nodes have the same name; `None` if the gateway's
+    /// `target` does not match it.
     display_name: Option<String>,
     online: bool,
-    /// Whether it has told any readings.
+    /// Whether it has sent telemetry.
     has_reported: bool,
-    /// In degrees, to a tenth.
+    /// Degrees Celsius, rounded to a tenth.
     temperature: Option<f64>,
-    /// Degrees, and when in milliseconds since 1970; oldest first.
+    /// Degrees, and milliseconds since 1970; oldest first.
     history: VecDeque<(f64, u64)>,
 }
 
@@ -74,6 +74,7 @@ impl Node {
 }
 
 impl TemperatureCache {
+    /// An empty cache.
     pub(super) fn new(config: &KnutConfig) -> Self {
         Self {
             path: config.temperature.clone(),
@@ -84,7 +85,7 @@ impl TemperatureCache {
         }
     }
 
-    /// Takes in what concerns it; what is to be pushed.
+    /// Updates the cache. Returns a message to push if a temperature has changed.
     pub(super) fn on_event(&mut self, event: Event) -> Option<Message> {
         match event {
             Event::Node(view) => {
@@ -119,7 +120,7 @@ impl TemperatureCache {
 
     fn on_node(&mut self, view: NodeView) {
         if view.has_left() {
-            // What is called so now has the name to itself.
+            // Another node may have this name to itself now.
             if self.nodes.remove(&view.id).is_some() {
                 self.assign_names();
             }
@@ -144,7 +145,7 @@ impl TemperatureCache {
         self.assign_names();
     }
 
-    /// Finds out whom this gateway shows, and what they are called: not for each question, as there may be thousands.
+    /// Updates the display names of all nodes. Not per request, since there may be thousands of either.
     fn assign_names(&mut self) {
         let Self { nodes, target, .. } = self;
         let mut names: BTreeMap<NodeName, usize> = BTreeMap::new();
@@ -168,8 +169,8 @@ impl TemperatureCache {
         }
     }
 
-    /// Once, if the first readings of a node that is shown have no temperature where the configuration says: a slip there
-    /// would else look like a fleet without thermometers.
+    /// A warning, once, if a node's first telemetry has no temperature at the configured path: a misspelt path would look like
+    /// a fleet without thermometers.
     pub(super) fn missing_sensor_warning(&mut self, event: &Event) -> Option<String> {
         let Event::Telemetry { node, values } = event else {
             return None;
@@ -190,7 +191,7 @@ impl TemperatureCache {
         ))
     }
 
-    /// The temperature among new readings: `None` if they say nothing of it, `Some(None)` if there is none any more.
+    /// The temperature in telemetry: `None` if it is absent, `Some(None)` if it is no number any more.
     fn read_temperature(&self, values: &Map<String, Value>) -> Option<Option<f64>> {
         let (first, rest) = self.path.split_first()?;
         let value = values.get(first)?;
@@ -221,7 +222,7 @@ impl TemperatureCache {
         })
     }
 
-    /// Notes the present temperatures.
+    /// Appends the present temperatures of online nodes to their histories.
     pub(super) fn record_history(&mut self, now_ms: u64) {
         for node in self.nodes.values_mut() {
             if let (Some(temperature), true) = (node.temperature, node.online) {
@@ -233,7 +234,7 @@ impl TemperatureCache {
         }
     }
 
-    /// The answer, and what was asked; a message that Knut does not know comes back.
+    /// The kind of request, for the audit, and the answer: the message itself if its `msgId` is unknown.
     pub(super) fn respond(&self, message: &Message) -> (&'static str, Message) {
         let (what, msg) = match message.id {
             STATUS => ("status", self.status_json(message)),
@@ -278,7 +279,7 @@ impl TemperatureCache {
     fn history_json(&self, message: &Message) -> Value {
         let asked = requested_name(message).unwrap_or_default();
         let past = self.find_by_name(asked).map(|node| node.history.iter().copied());
-        // As Knut says the time: seconds since 1970, with parts.
+        // Knut's time: seconds since 1970, with fractions.
         let past = past
             .into_iter()
             .flatten()
@@ -287,7 +288,7 @@ impl TemperatureCache {
         json!({ "id": asked, "temperature": temperature, "time": time })
     }
 
-    /// The nodes that this gateway shows, each with the name that Knut's clients know it by.
+    /// The nodes that the gateway's `target` matches, with their display names.
     fn shown_nodes(&self) -> impl Iterator<Item = (&str, &Node)> {
         let nodes = self.nodes.values();
         nodes.filter_map(|node| Some((node.display_name.as_deref()?, node)))
@@ -308,7 +309,7 @@ fn node_json(node: &Node) -> Value {
     })
 }
 
-/// Whose temperature is asked for; older clients call it otherwise.
+/// The requested node; older clients have another key for it.
 fn requested_name(message: &Message) -> Option<&str> {
     let name = |key| message.msg.get(key).and_then(Value::as_str);
     name("id").or_else(|| name("uniqueName"))

@@ -1,4 +1,4 @@
-//! A gateway as programs meet it.
+//! The gateway over real connections.
 
 mod temperatures;
 
@@ -70,12 +70,12 @@ fn reading(number: u8, name: &str, heat: Value) -> Event {
     }
 }
 
-/// An open gateway with a scripted fleet behind it.
+/// An open gateway with a scripted fleet.
 struct Harness {
     gateways: Gateways,
     calls: mpsc::Receiver<RequestEnvelope>,
     addr: SocketAddr,
-    /// What the gateway follows.
+    /// Sends the events that the gateway follows.
     events: mpsc::Sender<Event>,
     dir: tempfile::TempDir,
 }
@@ -133,7 +133,7 @@ impl KnutClient {
         self.stream.write_all(&bytes).await.expect("heard");
     }
 
-    /// What comes next; `None` at the end.
+    /// The next message; `None` at the end.
     async fn receive(&mut self) -> Option<Item> {
         loop {
             let bytes = std::mem::take(&mut self.bytes);
@@ -192,7 +192,7 @@ async fn action_is_sent_to_the_fleet_under_the_gateway_name() {
     call.events.send(Event::End).await.expect("read");
     let answer = client.receive_message().await;
     assert_eq!((answer.id, answer.msg), (0x0102, json!({"deliveries": []})));
-    // Whoever goes away waits for nothing any more.
+    // A client that disconnects drops its request.
     client.send(api::FLEET_API, 2, json!({"action": "led"})).await;
     let call = context.calls.recv().await.expect("a call");
     drop(client);
@@ -321,7 +321,7 @@ fn test_permit() -> ConnectionPermit {
     )
 }
 
-/// A connection's place at a gateway of the fewest bounds.
+/// The state of a gateway with default limits, and its context.
 async fn test_state() -> (
     Arc<ServerState>,
     crate::gateways::GatewayContext,
@@ -377,7 +377,7 @@ async fn knut_client_that_does_not_read_is_closed() {
         matches!(ended, Err(connection::ConnectionEnd::WriteTimeout)),
         "{ended:?}"
     );
-    // Sixteen heartbeats had room.
+    // The stream holds sixteen heartbeats.
     let waited = started.elapsed();
     assert!(
         waited >= Duration::from_secs(25) && waited <= Duration::from_secs(30),
@@ -433,14 +433,14 @@ async fn http_requests_are_rejected() {
         ("NONSENSE", false),
         (" nonsense of HTTP ", false),
     ] {
-        // At once, and in pieces of one byte.
+        // In one piece, and byte by byte.
         for size in [1024, 1] {
             let (state, _house, _dir) = test_state().await;
             let (ours, mut theirs) = tokio::io::duplex(size);
             let (answers, mut outgoing) = mpsc::channel(8);
             let said = format!("{head}{hidden}");
             let says = tokio::spawn(async move {
-                // Closed on midway, or not.
+                // The gateway may have closed the connection meanwhile.
                 let _closed = theirs.write_all(said.as_bytes()).await;
             });
             let permit = test_permit();

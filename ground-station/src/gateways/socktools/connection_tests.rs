@@ -1,4 +1,4 @@
-//! Peers at the gateway, before a fleet that is played.
+//! Connected peers, with a scripted fleet.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use crate::fleet::{ActRequest, Delivery, Event, Fleet, NodeRef, Request as Asked
 use crate::store::audit::{self, AuditEntry};
 use crate::store::history;
 
-/// Enough for anything that has to happen soon.
+/// Longer than anything here takes.
 const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// An open gateway.
@@ -44,13 +44,13 @@ impl Harness {
         })
     }
 
-    /// The next thing that the fleet is asked.
+    /// The next request to the fleet.
     async fn next_call(&mut self) -> RequestEnvelope {
         let asked = tokio::time::timeout(TEST_TIMEOUT, self.calls.recv()).await;
         asked.expect("in time").expect("asked")
     }
 
-    /// The audit, once it has an entry of this kind.
+    /// The audit, once it has an entry of this action.
     async fn audit_with(&self, what: &str) -> Vec<AuditEntry> {
         let waiting = async {
             loop {
@@ -95,7 +95,7 @@ async fn request_of_a_disconnected_peer_is_completed() {
     let request = encode(br#"{"type": "request", "action": "led"}"#).expect("short");
     peer.write_all(&request).await.expect("written");
     let call = rig.next_call().await;
-    // A sign of life that it has not read: its end is a reset, which the next one finds.
+    // An unread keep-alive makes the peer's close a reset, which the next keep-alive finds.
     peer.readable().await.expect("a sign of life");
     drop(peer);
     tokio::time::sleep(Duration::from_millis(300)).await;
@@ -116,10 +116,10 @@ async fn received_stop_of_a_disconnected_peer_is_executed() {
     let led = rig.next_call().await;
     peer.readable().await.expect("a sign of life");
     drop(peer);
-    // Long enough for the next sign of life to find nobody: the answer has no way either way.
+    // Long enough for the next keep-alive to fail, so that no response can be sent.
     tokio::time::sleep(Duration::from_millis(100)).await;
     answer_done(led).await;
-    // Not the second one: it would be late.
+    // Not the second `led`, which would be late.
     let press = rig.next_call().await;
     assert!(
         matches!(press.request, Asked::Act(ActRequest::Stop { .. })),
@@ -130,11 +130,10 @@ async fn received_stop_of_a_disconnected_peer_is_executed() {
     let audit = rig.audit_with("station.stop").await;
     let late = audit
         .iter()
-        .any(|entry| entry.action == "led" && entry.outcome == "not done: whoever asked has gone");
+        .any(|entry| entry.action == "led" && entry.outcome == "not done: the client has disconnected");
     assert!(late, "{audit:#?}");
 }
 
-/// Whatever a panic button sends, it is a press.
 #[tokio::test]
 async fn raw_message_triggers_the_raw_action() {
     let mut rig = Harness::new("allow = [\"station.stop\"]\nraw_action = \"station.stop\"")

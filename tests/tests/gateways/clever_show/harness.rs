@@ -47,7 +47,7 @@ impl DroneHarness {
     }
 
     pub(super) fn port(&self) -> u16 {
-        let opened = "gateway open gateway=\"clever_show\" listen=127.0.0.1:";
+        let opened = "Gateway open gateway=\"clever_show\" listen=127.0.0.1:";
         let mut port = None;
         wait_until(TEST_TIMEOUT, "the log names the port", || {
             let log = self.station.log();

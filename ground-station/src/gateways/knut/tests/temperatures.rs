@@ -1,4 +1,4 @@
-//! What the temperature API says.
+//! The temperature API.
 
 use super::*;
 
@@ -37,7 +37,7 @@ fn change_is_pushed_once_and_offline_nodes_are_not_listed() {
         (0x0102, json!({ "n1": status }))
     );
     assert_eq!(temperatures.all_as_push(), wanted);
-    // A sensor that is gone, or tells nonsense; a node that is away.
+    // A sensor that is gone or sends no number; a node that is offline.
     for nothing in [json!(null), json!("warm"), json!({})] {
         assert_eq!(temperatures.on_event(reading(1, "n1", nothing)), None);
         assert_eq!(ask(&temperatures, 2, json!({})).1, json!({}));
@@ -83,7 +83,7 @@ fn missing_temperature_reading_is_warned_of_once() {
         "{complaint}"
     );
     assert_eq!(hear(&mut temperatures, told(2, json!({}))), None, "once");
-    // What is right, and what changes later, is no slip.
+    // No warning for telemetry with a temperature, nor for later changes.
     let mut temperatures = looks_for("cpu_temperature");
     temperatures.on_event(view(1, "n1", NodeState::Online));
     assert_eq!(hear(&mut temperatures, event), None);
@@ -153,7 +153,7 @@ fn only_target_nodes_are_shown_and_duplicates_get_ids() {
         2.0
     );
     assert_eq!(ask(&temperatures, 3, json!({"id": "other"})).1["time"], json!([]));
-    // A device that was replaced is put out, and the new one has its name.
+    // A replaced device is revoked, and the new one has its name to itself.
     let Event::Node(mut out) = view(1, "twin", NodeState::Offline) else {
         unreachable!()
     };
