@@ -16,7 +16,6 @@
 pub mod cli;
 pub mod config;
 pub mod control;
-pub mod duration;
 pub mod fleet;
 pub mod gateways;
 #[cfg(feature = "http")]
@@ -25,3 +24,5 @@ pub mod os_user;
 pub mod store;
 pub mod users;
 pub mod view;
+
+pub(crate) use swarm_shared::config::duration;

@@ -143,7 +143,7 @@ fn an_invalid_configuration_exits_with_status_2() {
     let (code, _, error) = run_command(swarm_node(dir).arg("run"));
     assert_eq!(code, 2);
     assert!(
-        error.contains("config.toml, line 2: unknown key `lisen`; did you mean `listen`?"),
+        error.contains("config.toml:2: unknown key `lisen`; did you mean `listen`?"),
         "{error}"
     );
     let (code, _, error) = run_command(

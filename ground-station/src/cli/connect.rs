@@ -234,7 +234,7 @@ impl Connection {
             let (config, fault) = Config::load_best_effort(file, &state_dir);
             may_have_guests = fault.is_some();
             if let Some(error) = fault {
-                tracing::warn!(%error, "the stop goes out all the same, as if the configuration ended there");
+                tracing::warn!(%error, "Configuration is invalid; the stop is sent with the valid part of it");
             }
             config
         } else {

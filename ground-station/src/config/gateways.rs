@@ -1,33 +1,116 @@
-//! `[gateways.NAME]`: which gateways for other programs are open, and how far. A gateway is open if its table is there, or one
-//! of its environment variables (`GROUND_STATION_GATEWAYS_NAME_KEY`).
+//! `[gateways.NAME]`: the gateways for other programs. A gateway is open if its table is there, or one of the
+//! environment variables of its keys (`GROUND_STATION_GATEWAYS_NAME_KEY`).
 //!
 //! ```toml
 //! [gateways.knut]
-//! listen = "127.0.0.1:8080"     # loopback unless said otherwise
-//! allow = ["led", "show_*"]     # actions that may be asked for; none: only what reads
-//! role = "operator"             # observer, operator or admin: what this gateway is at most
-//! target = "all"                # which nodes, where the protocol names none
-//! token = "…"                   # asked for, where the protocol has room for one
+//! listen = "127.0.0.1:8080"     # loopback unless configured
+//! allow = ["led", "show_*"]     # actions that may be called; without it, only those that read
+//! role = "operator"             # observer, operator or admin: the most that clients may do
+//! target = "all"                # the nodes, where the protocol names none
+//! token = "…"                   # checked where the protocol has room for one; at least 16 bytes
 //! connections = 512             # at once, in all
-//! connections_per_address = 64  # at once, of one address
+//! connections_per_address = 64  # at once, from one address
 //! message_bytes = 65536         # longest message
-//! ttl = "30s"                   # how long what is asked for may still start
-//! timeout = "10s"               # how long its outcomes are waited for
-//! rate = 50                     # messages of one address in a second
+//! ttl = "30s"                   # time to live of commands
+//! timeout = "10s"               # how long outcomes are waited for
+//! rate = 50                     # messages a second from one address
 //! idle = "60s"                  # silence after which a connection is closed
 //! ```
 //!
-//! Each gateway's own keys are in its module.
+//! The keys of one gateway alone are in its module.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use serde::{Deserialize, Deserializer};
+use swarm_shared::config::{KeyError, Keys, value};
 use swarm_shared::proto::selector::{Glob, Selector};
 use swarm_shared::proto::trust::Role;
-use toml::de::DeTable;
 
-use super::{ConfigError, RawValue, raw_value, unknown};
-use crate::duration;
+/// Declares the configuration of a gateway: the keys that every gateway has, with the defaults of
+/// [`CommonOptions::at`] a port and perhaps another `idle`, and its own keys with their defaults.
+macro_rules! gateway_config {
+    ($(#[$doc:meta])* $name:ident at $port:expr $(, idle $idle:expr)?; $($(#[$attribute:meta])* $key:ident: $type:ty = $default:expr,)*) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize)]
+        #[serde(from = "KeyTable")]
+        pub struct $name {
+            /// The keys that every gateway has.
+            pub common: $crate::config::gateways::CommonOptions,
+            $($(#[$attribute])* pub $key: $type,)*
+        }
+
+        #[derive(serde::Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        struct KeyTable {
+            #[serde(deserialize_with = "swarm_shared::config::value::address")]
+            listen: std::net::SocketAddr,
+            #[serde(deserialize_with = "swarm_shared::config::value::globs")]
+            allow: Vec<swarm_shared::proto::selector::Glob>,
+            #[serde(deserialize_with = "swarm_shared::config::value::gateway_role")]
+            role: swarm_shared::proto::trust::Role,
+            #[serde(deserialize_with = "super::selector")]
+            target: swarm_shared::proto::selector::Selector,
+            token: Option<super::Secret>,
+            #[serde(deserialize_with = "swarm_shared::config::value::duration")]
+            ttl: std::time::Duration,
+            #[serde(deserialize_with = "swarm_shared::config::value::duration")]
+            timeout: std::time::Duration,
+            #[serde(deserialize_with = "swarm_shared::config::value::ranged::<_, _, 1, 65_536>")]
+            connections: usize,
+            #[serde(deserialize_with = "swarm_shared::config::value::ranged::<_, _, 1, 65_536>")]
+            connections_per_address: usize,
+            #[serde(deserialize_with = "swarm_shared::config::value::ranged::<_, _, 256, 1_048_576>")]
+            message_bytes: usize,
+            #[serde(deserialize_with = "swarm_shared::config::value::ranged::<_, _, 1, 1_000_000>")]
+            rate: u32,
+            #[serde(deserialize_with = "swarm_shared::config::value::duration")]
+            idle: std::time::Duration,
+            $($(#[$attribute])* $key: $type,)*
+        }
+
+        impl Default for KeyTable {
+            fn default() -> Self {
+                let common = $crate::config::gateways::CommonOptions::at($port);
+                let own_idle: Option<std::time::Duration> = None$(.or(Some($idle)))?;
+                Self {
+                    listen: common.listen,
+                    allow: common.allow,
+                    role: common.role,
+                    target: common.target,
+                    token: common.token,
+                    ttl: common.ttl,
+                    timeout: common.timeout,
+                    connections: common.limits.connections,
+                    connections_per_address: common.limits.per_address,
+                    message_bytes: common.limits.message_bytes,
+                    rate: common.limits.rate,
+                    idle: own_idle.unwrap_or(common.limits.idle),
+                    $($key: $default,)*
+                }
+            }
+        }
+
+        impl From<KeyTable> for $name {
+            fn from(table: KeyTable) -> Self {
+                let mut common = $crate::config::gateways::CommonOptions::at($port);
+                common.listen = table.listen;
+                common.allow = table.allow;
+                common.role = table.role;
+                common.target = table.target;
+                common.token = table.token;
+                common.ttl = table.ttl;
+                common.timeout = table.timeout;
+                common.limits.connections = table.connections;
+                common.limits.per_address = table.connections_per_address;
+                common.limits.message_bytes = table.message_bytes;
+                common.limits.rate = table.rate;
+                common.limits.idle = table.idle;
+                Self { common, $($key: table.$key,)* }
+            }
+        }
+    };
+}
 
 mod clever_show;
 mod knut;
@@ -41,10 +124,11 @@ pub use clever_show::CleverShowConfig;
 pub use knut::KnutConfig;
 pub use platypush_http::PlatypushHttpConfig;
 pub use platypush_tcp::PlatypushTcpConfig;
-pub use socktools::{Network, RawEncoding, RawMessages, SocktoolsConfig};
+pub use socktools::{Network, RawEncoding, SocktoolsConfig};
 
 /// The gateways that are open.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct GatewaysConfig {
     /// For clever-show's drone clients.
     pub clever_show: Option<CleverShowConfig>,
@@ -58,41 +142,41 @@ pub struct GatewaysConfig {
     pub knut: Option<KnutConfig>,
 }
 
-/// What every gateway has.
+/// The keys that every gateway has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommonOptions {
-    /// Where it listens.
+    /// Address that connections are accepted on.
     pub listen: SocketAddr,
-    /// The actions that may be asked for, beside those that only read.
+    /// Actions that may be called, beside those that only read.
     pub allow: Vec<Glob>,
-    /// What whoever comes through is at most.
+    /// The most that a client may do.
     pub role: Role,
-    /// Which nodes, where the protocol names none.
+    /// The nodes, where the protocol names none.
     pub target: Selector,
-    /// What has to be shown, where the protocol has room for it.
+    /// What a client has to show, where the protocol has room for it.
     pub token: Option<Secret>,
-    /// How long what is asked for may still start.
+    /// Time to live of commands.
     pub ttl: Duration,
-    /// How long its outcomes are waited for.
+    /// How long outcomes are waited for.
     pub timeout: Duration,
-    /// How much of it may be used.
+    /// Limits on connections and messages.
     pub limits: ConnectionLimits,
 }
 
-/// How much of a gateway may be used.
+/// Limits on a gateway's connections and messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConnectionLimits {
     /// Most connections at once.
     pub connections: usize,
-    /// Most connections at once of one address.
+    /// Most connections at once from one address.
     pub per_address: usize,
     /// Longest message, in bytes.
     pub message_bytes: usize,
-    /// Messages of one address in a second, for longer than a moment.
+    /// Messages a second from one address, on average.
     pub rate: u32,
-    /// The longest silence.
+    /// Silence after which a connection is closed.
     pub idle: Duration,
-    /// Connections that the kernel holds until they are let in.
+    /// Connections that the kernel holds until they are accepted.
     pub backlog: u32,
 }
 
@@ -110,7 +194,7 @@ impl Default for ConnectionLimits {
 }
 
 impl CommonOptions {
-    /// A gateway at a port of this machine that lets nothing but questions through.
+    /// The defaults, at a loopback port: clients may only read.
     pub fn at(port: u16) -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
@@ -125,16 +209,62 @@ impl CommonOptions {
     }
 }
 
-/// A text that no log shows.
+impl GatewaysConfig {
+    /// The name and the common keys of each gateway that is open.
+    pub fn enabled(&self) -> impl Iterator<Item = (&'static str, &CommonOptions)> {
+        let all = [
+            (
+                clever_show::NAME,
+                self.clever_show.as_ref().map(|gateway| &gateway.common),
+            ),
+            (
+                "platypush_tcp",
+                self.platypush_tcp.as_ref().map(|gateway| &gateway.common),
+            ),
+            (
+                "platypush_http",
+                self.platypush_http.as_ref().map(|gateway| &gateway.common),
+            ),
+            (
+                "socktools",
+                self.socktools.as_ref().map(|gateway| &gateway.common),
+            ),
+            ("knut", self.knut.as_ref().map(|gateway| &gateway.common)),
+        ];
+        all.into_iter().filter_map(|(name, common)| Some((name, common?)))
+    }
+
+    /// Whether a gateway is open that programs use, beside that of drones.
+    pub fn needs_low_priority_runtime(&self) -> bool {
+        self.enabled().any(|(name, _)| name != clever_show::NAME)
+    }
+
+    pub(super) fn check(&mut self, keys: &Keys<'_>) -> Result<(), KeyError> {
+        if self.clever_show.is_some() {
+            clever_show::check(keys)?;
+        }
+        if let Some(gateway) = &mut self.platypush_tcp {
+            gateway.check(keys)?;
+        }
+        if let Some(gateway) = &mut self.platypush_http {
+            gateway.check()?;
+        }
+        if let Some(gateway) = &mut self.socktools {
+            gateway.check(keys)?;
+        }
+        Ok(())
+    }
+}
+
+/// A text that is not logged.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
-impl Secret {
-    fn new(text: &str) -> Self {
-        Self(text.to_owned())
-    }
+/// Shortest token, in bytes.
+const TOKEN_BYTES_MIN: usize = 16;
 
-    /// Whether `shown` is it. How long that takes tells nothing of it but its length.
+impl Secret {
+    /// Compares in a time that depends on the length alone.
     pub fn matches(&self, shown: &str) -> bool {
         let differ = |a: &[u8], b: &[u8]| a.iter().zip(b).fold(0, |all, (a, b)| all | (a ^ b));
         self.0.len() == shown.len() && std::hint::black_box(differ(self.0.as_bytes(), shown.as_bytes())) == 0
@@ -147,328 +277,30 @@ impl std::fmt::Debug for Secret {
     }
 }
 
-/// What a key holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum ValueKind {
-    Text,
-    Number,
-    Flag,
-    List,
-}
-
-impl ValueKind {
-    fn rule(self) -> &'static str {
-        match self {
-            Self::Text => "a text in quotes",
-            Self::Number => "a whole number",
-            Self::Flag => "true or false",
-            Self::List => "a list of texts, such as [\"led\", \"show_*\"]",
-        }
-    }
-
-    /// What a variable of this kind holds.
-    fn parse(self, text: &str) -> RawValue<'_> {
-        match self {
-            Self::Text => RawValue::Text(text),
-            Self::Number => text.parse().map_or(RawValue::Text(text), RawValue::Number),
-            Self::Flag => text.parse().map_or(RawValue::Text(text), RawValue::Bool),
-            Self::List => {
-                let parts = text.split(',').map(str::trim);
-                RawValue::List(parts.filter(|part| !part.is_empty()).collect())
-            }
-        }
-    }
-}
-
-/// The keys that every gateway has.
-const COMMON_KEYS: &[(&str, ValueKind)] = &[
-    ("listen", ValueKind::Text),
-    ("allow", ValueKind::List),
-    ("role", ValueKind::Text),
-    ("target", ValueKind::Text),
-    ("token", ValueKind::Text),
-    ("ttl", ValueKind::Text),
-    ("timeout", ValueKind::Text),
-    ("connections", ValueKind::Number),
-    ("connections_per_address", ValueKind::Number),
-    ("message_bytes", ValueKind::Number),
-    ("rate", ValueKind::Number),
-    ("idle", ValueKind::Text),
-];
-
-/// A gateway's configuration.
-trait GatewayConfig: Sized {
-    /// As in `[gateways.NAME]`.
-    const NAME: &'static str;
-    /// Its own keys.
-    const KEYS: &'static [(&'static str, ValueKind)];
-    /// The tables within its own, which [`Self::set_table`] takes.
-    const TABLES: &'static [&'static str] = &[];
-    /// Open, with nothing else said.
-    fn with_defaults() -> Self;
-    fn common(&mut self) -> &mut CommonOptions;
-    /// Sets one of [`Self::KEYS`]; the value is of its kind.
-    fn set(&mut self, key: &str, _value: &RawValue<'_>) -> Result<(), String> {
-        Err(format!("{key} has no meaning here"))
-    }
-    /// A common key has been set.
-    ///
-    /// # Errors
-    /// What it is at odds with.
-    fn after_set(&mut self, _key: &str) -> Result<(), String> {
-        Ok(())
-    }
-    /// Takes over a table within its own, such as `[gateways.NAME.KEY]`; `None`: there is no such table. Errors carry
-    /// the byte at which they are.
-    fn set_table(&mut self, _key: &str, _table: &DeTable<'_>) -> Option<Result<(), (usize, String)>> {
-        None
-    }
-}
-
-impl GatewaysConfig {
-    /// What every gateway has, of each that is open, by the name of the gateway.
-    pub fn enabled(&self) -> impl Iterator<Item = (&'static str, &CommonOptions)> {
-        fn named<'a, D: GatewayConfig>(
-            gateway: Option<&'a D>,
-            common: impl Fn(&'a D) -> &'a CommonOptions,
-        ) -> Option<(&'static str, &'a CommonOptions)> {
-            Some((D::NAME, common(gateway?)))
-        }
-        let all = [
-            named(self.clever_show.as_ref(), |gateway| &gateway.common),
-            named(self.platypush_tcp.as_ref(), |gateway| &gateway.common),
-            named(self.platypush_http.as_ref(), |gateway| &gateway.common),
-            named(self.socktools.as_ref(), |gateway| &gateway.common),
-            named(self.knut.as_ref(), |gateway| &gateway.common),
-        ];
-        all.into_iter().flatten()
-    }
-
-    /// Whether one is open that programs ask at, and not only drones.
-    pub fn needs_low_priority_runtime(&self) -> bool {
-        self.enabled().any(|(name, _)| name != CleverShowConfig::NAME)
-    }
-
-    /// Takes over `[gateways]`. Errors carry the byte at which they are.
-    pub(super) fn read_table(&mut self, gateways: &DeTable<'_>) -> Result<(), (usize, String)> {
-        let mut entries: Vec<_> = gateways.iter().collect();
-        entries.sort_by_key(|(name, _)| name.span().start);
-        for (name, value) in entries {
-            let at = name.span().start;
-            let name: &str = name.get_ref();
-            let table = value.get_ref().as_table();
-            let table =
-                table.ok_or_else(|| (at, format!("gateways.{name} is a table: write [gateways.{name}]")))?;
-            match name {
-                CleverShowConfig::NAME => apply_table(&mut self.clever_show, table)?,
-                PlatypushTcpConfig::NAME => apply_table(&mut self.platypush_tcp, table)?,
-                PlatypushHttpConfig::NAME => apply_table(&mut self.platypush_http, table)?,
-                SocktoolsConfig::NAME => apply_table(&mut self.socktools, table)?,
-                KnutConfig::NAME => apply_table(&mut self.knut, table)?,
-                _ => return Err((at, format!("[gateways]: {}", unknown(name, GATEWAY_NAMES)))),
-            }
-        }
-        Ok(())
-    }
-
-    pub(super) fn read_environment(
-        &mut self,
-        get: impl Fn(&str) -> Option<String>,
-    ) -> Result<(), ConfigError> {
-        apply_environment(&mut self.clever_show, &get)?;
-        apply_environment(&mut self.platypush_tcp, &get)?;
-        apply_environment(&mut self.platypush_http, &get)?;
-        apply_environment(&mut self.socktools, &get)?;
-        apply_environment(&mut self.knut, &get)
-    }
-}
-
-/// As in `[gateways.NAME]`.
-const GATEWAY_NAMES: &[&str] = &[
-    CleverShowConfig::NAME,
-    PlatypushTcpConfig::NAME,
-    PlatypushHttpConfig::NAME,
-    SocktoolsConfig::NAME,
-    KnutConfig::NAME,
-];
-
-/// The keys of each that not every gateway has.
-const OWN_KEYS: &[(&str, &[(&str, ValueKind)])] = &[
-    (CleverShowConfig::NAME, CleverShowConfig::KEYS),
-    (PlatypushTcpConfig::NAME, PlatypushTcpConfig::KEYS),
-    (PlatypushHttpConfig::NAME, PlatypushHttpConfig::KEYS),
-    (SocktoolsConfig::NAME, SocktoolsConfig::KEYS),
-    (KnutConfig::NAME, KnutConfig::KEYS),
-];
-
-fn apply_table<D: GatewayConfig>(
-    gateway: &mut Option<D>,
-    table: &DeTable<'_>,
-) -> Result<(), (usize, String)> {
-    let gateway = gateway.get_or_insert_with(D::with_defaults);
-    let mut entries: Vec<_> = table.iter().collect();
-    entries.sort_by_key(|(key, _)| key.span().start);
-    for (key, value) in entries {
-        let at = key.span().start;
-        let key: &str = key.get_ref();
-        if let Some(table) = value.get_ref().as_table()
-            && let Some(taken) = gateway.set_table(key, table)
-        {
-            taken?;
-            continue;
-        }
-        if D::TABLES.contains(&key) {
-            return Err((
-                at,
-                format!("{key} is a table: write [gateways.{}.{key}]", D::NAME),
-            ));
-        }
-        // Before its value is looked at: whoever misspells the name of a table is not helped by what its value is.
-        if !all_keys::<D>().any(|(known, _)| known == key) {
-            return Err((at, format!("[gateways.{}]: {}", D::NAME, unknown_key::<D>(key))));
-        }
-        let full = format!("gateways.{}.{key}", D::NAME);
-        let raw = raw_value(value)
-            .ok_or_else(|| (at, format!("{full} holds a value of a kind that no key has")))?;
-        match set_key(gateway, key, &raw) {
-            Some(taken) => taken.map_err(|fault| (value.span().start, fault))?,
-            None => return Err((at, format!("[gateways.{}]: {}", D::NAME, unknown_key::<D>(key)))),
-        }
-    }
-    Ok(())
-}
-
-/// What to say of a key that this gateway does not have: another one may.
-fn unknown_key<D: GatewayConfig>(key: &str) -> String {
-    let has = |(name, keys): &&(&str, &[(&str, ValueKind)])| {
-        *name != D::NAME && keys.iter().any(|(known, _)| *known == key)
-    };
-    if let Some((other, _)) = OWN_KEYS.iter().find(has) {
-        return format!("{key:?} is a key of [gateways.{other}], not of this gateway");
-    }
-    let own = all_keys::<D>().map(|(known, _)| known);
-    let known: Vec<&str> = own.chain(D::TABLES.iter().copied()).collect();
-    unknown(key, &known)
-}
-
-/// Each variable of each gateway, behind what all of its gateway begin with.
-pub(super) fn environment_variables() -> impl Iterator<Item = (String, String)> {
-    OWN_KEYS.iter().flat_map(|(name, own)| {
-        let keys = COMMON_KEYS.iter().chain(*own);
-        keys.map(|(key, _)| (environment_variable(name, ""), environment_variable(name, key)))
-    })
-}
-
-fn environment_variable(gateway: &str, key: &str) -> String {
-    format!("GROUND_STATION_GATEWAYS_{gateway}_{key}").to_uppercase()
-}
-
-fn apply_environment<D: GatewayConfig>(
-    gateway: &mut Option<D>,
-    get: &impl Fn(&str) -> Option<String>,
-) -> Result<(), ConfigError> {
-    for (key, kind) in all_keys::<D>() {
-        let variable = environment_variable(D::NAME, key);
-        let Some(text) = get(&variable) else { continue };
-        let gateway = gateway.get_or_insert_with(D::with_defaults);
-        if let Some(Err(fault)) = set_key(gateway, key, &kind.parse(&text)) {
-            return Err(ConfigError::Environment { variable, fault });
-        }
-    }
-    Ok(())
-}
-
-fn all_keys<D: GatewayConfig>() -> impl Iterator<Item = (&'static str, ValueKind)> {
-    COMMON_KEYS.iter().chain(D::KEYS).copied()
-}
-
-/// `None`: the gateway has no such key.
-fn set_key<D: GatewayConfig>(gateway: &mut D, key: &str, raw: &RawValue<'_>) -> Option<Result<(), String>> {
-    let (_, kind) = all_keys::<D>().find(|(known, _)| *known == key)?;
-    let fits = matches!(
-        (kind, raw),
-        (ValueKind::Text, RawValue::Text(_))
-            | (ValueKind::Number, RawValue::Number(_))
-            | (ValueKind::Flag, RawValue::Bool(_))
-            | (ValueKind::List, RawValue::List(_))
-    );
-    Some(if !fits {
-        Err(format!("gateways.{}.{key} has to be {}", D::NAME, kind.rule()))
-    } else if COMMON_KEYS.iter().any(|(known, _)| *known == key) {
-        set_common(gateway.common(), key, raw).and_then(|()| gateway.after_set(key))
-    } else {
-        gateway.set(key, raw)
-    })
-}
-
-fn set_common(common: &mut CommonOptions, key: &str, raw: &RawValue<'_>) -> Result<(), String> {
-    match (key, raw) {
-        ("listen", RawValue::Text(text)) => common.listen = parse_address(text)?,
-        ("allow", RawValue::List(list)) => common.allow = parse_globs(list)?,
-        ("role", RawValue::Text(text)) => {
-            common.role = match *text {
-                "observer" => Role::Observer,
-                "operator" => Role::Operator,
-                "admin" => Role::Admin,
-                _ => return Err(format!("{text:?} is not observer, operator or admin")),
-            }
-        }
-        ("target", RawValue::Text(text)) => {
-            common.target = Selector::parse(text).map_err(|error| error.to_string())?;
-        }
-        ("token", RawValue::Text(text)) => {
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        value::text(from, |text| {
             if text.len() < TOKEN_BYTES_MIN {
-                return Err(format!("a token has at least {TOKEN_BYTES_MIN} characters"));
+                return Err(format!("a token has at least {TOKEN_BYTES_MIN} bytes"));
             }
-            common.token = Some(Secret((*text).to_owned()));
-        }
-        ("ttl", RawValue::Text(text)) => common.ttl = parse_duration(text)?,
-        ("timeout", RawValue::Text(text)) => common.timeout = parse_duration(text)?,
-        ("connections", RawValue::Number(number)) => {
-            common.limits.connections = in_range(key, *number, 1, 65_536)?;
-        }
-        ("connections_per_address", RawValue::Number(number)) => {
-            common.limits.per_address = in_range(key, *number, 1, 65_536)?;
-        }
-        ("message_bytes", RawValue::Number(number)) => {
-            common.limits.message_bytes = in_range(key, *number, 256, 1024 * 1024)?;
-        }
-        ("rate", RawValue::Number(number)) => common.limits.rate = in_range(key, *number, 1, 1_000_000)?,
-        ("idle", RawValue::Text(text)) => common.limits.idle = parse_duration(text)?,
-        _ => return Err(format!("{key} has no meaning here")),
+            Ok(Self(text.to_owned()))
+        })
     }
-    Ok(())
 }
 
-/// Shortest token.
-const TOKEN_BYTES_MIN: usize = 16;
-
-fn parse_address(text: &str) -> Result<SocketAddr, String> {
-    text.parse()
-        .map_err(|_bad| format!("{text:?} is not ADDR:PORT, such as 127.0.0.1:8080"))
+fn selector<'de, D: Deserializer<'de>>(from: D) -> Result<Selector, D::Error> {
+    value::text(from, Selector::parse)
 }
 
-fn parse_globs(list: &[&str]) -> Result<Vec<Glob>, String> {
-    if list.contains(&"") {
-        return Err("\"\" in `allow` names nothing: write the name of an action, or take it out".to_owned());
+fn port<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u16>, D::Error> {
+    value::ranged::<_, _, 1, 65535>(from).map(Some)
+}
+
+/// An error at a key of `[gateways.GATEWAY]`.
+fn key_error(gateway: &str, key: &[&str], message: impl Into<String>) -> KeyError {
+    let path = ["gateways", gateway].into_iter().chain(key.iter().copied());
+    KeyError {
+        key: path.map(str::to_owned).collect(),
+        message: message.into(),
     }
-    let parsed = list
-        .iter()
-        .map(|text| Glob::parse(text).map_err(|rule| format!("{text:?}: {rule}")));
-    parsed.collect()
-}
-
-fn in_range<T: TryFrom<i64>>(key: &str, number: i64, least: i64, most: i64) -> Result<T, String> {
-    let fits = (least..=most).contains(&number);
-    let number = T::try_from(number).ok().filter(|_| fits);
-    number.ok_or_else(|| format!("{key} has to be {least} to {most}"))
-}
-
-/// A length of time that is not nothing.
-fn parse_duration(text: &str) -> Result<Duration, String> {
-    let time = duration::parse(text).map_err(|error| error.to_string())?;
-    if time.is_zero() {
-        return Err(format!("{text:?} is no time at all: write at least 1ms"));
-    }
-    Ok(time)
 }

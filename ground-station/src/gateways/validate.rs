@@ -10,7 +10,6 @@ use super::context::GatewayError;
 use crate::config::gateways::{CommonOptions, GatewaysConfig};
 
 const PLATYPUSH_HTTP: &str = "platypush_http";
-const SOCKTOOLS: &str = "socktools";
 /// The gateways that this program was built with, by their names in the configuration.
 const BUILT_IN: &[&str] = &[
     #[cfg(feature = "gateway-clever-show")]
@@ -20,7 +19,7 @@ const BUILT_IN: &[&str] = &[
     #[cfg(feature = "gateway-platypush-http")]
     PLATYPUSH_HTTP,
     #[cfg(feature = "gateway-socktools")]
-    SOCKTOOLS,
+    "socktools",
     #[cfg(feature = "gateway-knut")]
     "knut",
 ];
@@ -35,16 +34,6 @@ pub(super) fn check(gateways: &GatewaysConfig) -> Result<(), GatewayError> {
         }
         check_role(gateway, common, |name| is_query(gateways, gateway, name))
             .map_err(|reason| GatewayError::Configuration { gateway, reason })?;
-    }
-    if let Some(socktools) = &gateways.socktools
-        && let (None, Some(key)) = (&socktools.raw.action, socktools.raw.option_set)
-    {
-        return Err(GatewayError::Configuration {
-            gateway: SOCKTOOLS,
-            reason: format!(
-                "`{key}` does nothing without `raw_action`: name the action, or take `{key}` out"
-            ),
-        });
     }
     check_port_conflicts(&listen_addresses(gateways))?;
     let resources = gateways.platypush_http.iter().flat_map(|http| &http.resources);
@@ -178,25 +167,6 @@ mod tests {
             ),
             Ok(())
         );
-    }
-
-    #[test]
-    fn raw_message_options_require_raw_action() {
-        let gateway = |keys: &str| checked(&format!("[gateways.socktools]\n{keys}"));
-        for (key, value) in [("raw_encoding", "base64"), ("raw_argument", "text")] {
-            let alone = format!("{key} = \"{value}\"\n");
-            assert_eq!(
-                gateway(&alone),
-                Err(format!(
-                    "[gateways.socktools]: `{key}` does nothing without `raw_action`: name the action, or take `{key}` out"
-                ))
-            );
-            assert_eq!(
-                gateway(&format!("{alone}raw_action = \"led\"\nallow = [\"led\"]")),
-                Ok(())
-            );
-        }
-        assert_eq!(gateway(""), Ok(()));
     }
 
     #[test]

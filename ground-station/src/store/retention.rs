@@ -6,6 +6,8 @@
 
 use rusqlite::{Connection, OptionalExtension, params};
 
+use crate::config::RetentionPolicy;
+
 use super::{Store, StoreError, audit, from_sql, meta, to_sql};
 
 /// Most deliveries that one slice removes.
@@ -14,24 +16,6 @@ pub const SLICE_DELIVERIES: u32 = 500;
 pub const STORE_BYTES_MAX: u64 = 4 * 1024 * 1024 * 1024;
 
 const DAY_MS: u64 = 86_400_000;
-
-/// How much is kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RetentionPolicy {
-    /// For so many days.
-    pub days: u32,
-    /// So many deliveries.
-    pub deliveries: u64,
-}
-
-impl Default for RetentionPolicy {
-    fn default() -> Self {
-        Self {
-            days: 90,
-            deliveries: 1_000_000,
-        }
-    }
-}
 
 impl Store {
     /// Removes one slice of what is too old or too much; says whether there may be more.

@@ -1,6 +1,7 @@
 //! The smaller built-in actions: `id`, `time`, `log`, `execute`, `service_restart`, `reboot`, `notify`.
 
 use serde_json::{Value, json};
+use swarm_shared::config::duration;
 use swarm_shared::net::clock;
 use swarm_shared::proto::id::NodeName;
 use swarm_shared::proto::message::Arguments;
@@ -9,7 +10,7 @@ use swarm_shared::proto::trust::Role;
 
 use super::params::Params;
 use super::{Command, Inner};
-use crate::config::{TEXT_BYTES_MAX, parse_duration};
+use crate::config::TEXT_BYTES_MAX;
 use crate::logging::LOG_LINES_BURST;
 use crate::telemetry::Sample;
 
@@ -105,7 +106,9 @@ impl Inner {
         }
         let timeout = match params.optional_text("timeout")? {
             None => allowed.timeout,
-            Some(text) => parse_duration(&text)?.min(allowed.timeout),
+            Some(text) => duration::parse_nonzero(&text)
+                .map_err(|error| error.to_string())?
+                .min(allowed.timeout),
         };
         Ok(self.run_program(command, &argv, timeout).await)
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::Value;
+use swarm_shared::config::{toml, value};
 use swarm_shared::proto::message::Arguments;
 
 use super::values::{Argv, Identifier};
@@ -50,7 +51,7 @@ struct RawAction {
     command: Argv,
     #[serde(default)]
     args: BTreeMap<Identifier, Argument>,
-    #[serde(default = "timeout", deserialize_with = "super::values::duration")]
+    #[serde(default = "timeout", deserialize_with = "value::duration")]
     timeout: Duration,
     #[serde(default)]
     idempotent: bool,

@@ -9,16 +9,16 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use serde_json::{Map, Value};
+use swarm_shared::config::{Kind, parse_syntax, toml};
 use toml_edit::{DocumentMut, InlineTable, Item, Table, TableLike};
 
-use super::schema;
 use super::{Config, ConfigError, Origin};
 
 /// Longest configuration file, in bytes.
 pub const CONFIG_BYTES_MAX: usize = 256 * 1024;
 
 /// Neither read nor written by `config`.
-const PRIVATE: &str = "private";
+pub(super) const PRIVATE: &str = "private";
 /// A secret that is good for joining the fleet: not shown.
 const JOIN: &str = "join";
 
@@ -46,7 +46,7 @@ pub enum EditError {
 /// # Errors
 /// [`ConfigError`] if the text is not a configuration.
 pub fn without_secrets(text: &str) -> Result<Map<String, Value>, ConfigError> {
-    let mut table = Config::parse_table(text, &Origin::Text(None))?;
+    let mut table = parse_syntax(text, &Origin::Text(None))?;
     table.remove(PRIVATE);
     table.remove(JOIN);
     Ok(table
@@ -69,9 +69,16 @@ pub fn modify(
     if changes.is_empty() {
         return Err(EditError::Refused("no key to change was given".to_owned()));
     }
+    let schema = Kind::of::<Config>();
     for (key, value) in changes {
         let mut path: Vec<&str> = key.split('.').collect();
-        apply_change(document.as_table_mut(), &mut Vec::new(), &mut path, value)?;
+        apply_change(
+            &schema,
+            document.as_table_mut(),
+            &mut Vec::new(),
+            &mut path,
+            value,
+        )?;
     }
     validate(document.to_string(), variables)
 }
@@ -145,8 +152,8 @@ fn parse(text: &str) -> Result<DocumentMut, EditError> {
             "a configuration of {bytes} bytes is longer than the {CONFIG_BYTES_MAX} allowed"
         )));
     }
-    // For the error with its line; the document itself knows less.
-    Config::parse_table(text, &Origin::Text(None))?;
+    // For the error with its line, which that of the document lacks.
+    parse_syntax(text, &Origin::Text(None))?;
     text.parse()
         .map_err(|error: toml_edit::TomlError| EditError::Refused(error.to_string()))
 }
@@ -167,6 +174,7 @@ fn private_refusal() -> EditError {
 
 /// Walks down `path`, which has at least one element, and changes what is there.
 fn apply_change<'k>(
+    schema: &Kind,
     table: &mut dyn TableLike,
     above: &mut Vec<&'k str>,
     path: &mut Vec<&'k str>,
@@ -177,12 +185,12 @@ fn apply_change<'k>(
     if above.first() == Some(&PRIVATE) {
         return Err(private_refusal());
     }
-    let Some(kind) = schema::kind_of(above) else {
-        return Err(EditError::Refused(unknown_key_message(above)));
+    let Some(kind) = schema.at(above) else {
+        return Err(EditError::Refused(schema.unknown_key(above)));
     };
     match value {
         _ if !path.is_empty() => {
-            apply_change(sub_table(table, key)?, above, path, value)?;
+            apply_change(schema, sub_table(table, key)?, above, path, value)?;
         }
         Value::Null => {
             table.remove(key);
@@ -190,7 +198,7 @@ fn apply_change<'k>(
         Value::Object(fields) => {
             let below = sub_table(table, key)?;
             for (field, value) in fields {
-                apply_change(below, above, &mut vec![field], value)?;
+                apply_change(schema, below, above, &mut vec![field], value)?;
             }
         }
         Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
@@ -199,15 +207,6 @@ fn apply_change<'k>(
     }
     above.pop();
     Ok(())
-}
-
-fn unknown_key_message(path: &[&str]) -> String {
-    let (name, above) = path.split_last().unwrap_or((&"", &[]));
-    let known = match schema::kind_of(above) {
-        Some(schema::KeyKind::Table(keys)) => keys,
-        _ => &[],
-    };
-    schema::unknown_key_message(&path.join("."), name, known.iter().map(|key| key.name))
 }
 
 fn sub_table<'t>(table: &'t mut dyn TableLike, key: &str) -> Result<&'t mut dyn TableLike, EditError> {
@@ -233,14 +232,14 @@ fn set_value(table: &mut dyn TableLike, key: &str, mut value: toml_edit::Value) 
     }
 }
 
-fn to_toml(kind: schema::KeyKind, value: &Value) -> Result<toml_edit::Value, EditError> {
+fn to_toml(kind: &Kind, value: &Value) -> Result<toml_edit::Value, EditError> {
     match (kind, value) {
         // A command line's text for a key that holds no text: `ping_port=7000`, `stations=["10.0.0.2:7421"]`.
-        (schema::KeyKind::Value, Value::String(text)) => match text.parse::<toml_edit::Value>() {
+        (Kind::Value | Kind::List, Value::String(text)) => match text.parse::<toml_edit::Value>() {
             Ok(value) => Ok(value),
             Err(_not_toml) => Ok(text.as_str().into()),
         },
-        (schema::KeyKind::Text, Value::Number(_) | Value::Bool(_)) => Ok(value.to_string().into()),
+        (Kind::Text, Value::Number(_) | Value::Bool(_)) => Ok(value.to_string().into()),
         _ => json_to_toml(value).ok_or_else(|| EditError::Refused(format!("{value} has no form in TOML"))),
     }
 }

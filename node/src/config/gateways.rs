@@ -6,18 +6,19 @@ use std::time::Duration;
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
+use swarm_shared::config::value;
 use swarm_shared::proto::foreign::clever_show::{ANNOUNCEMENT_PORT, FILE_TRANSFER};
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::selector::Glob;
 use swarm_shared::proto::trust::Role;
 use swarm_shared::proto::trust::gate::{self, ActionClass, Permission};
 
-use super::{Action, ActionName, Execute, Files, parse_address, values};
+use super::{Action, ActionName, Execute, Files, values};
 
 /// Shortest time between two readings.
 const TELEMETRY_INTERVAL_MIN: Duration = Duration::from_millis(100);
 /// Longest file, in bytes, that may be configured: it is held in memory.
-const FILE_BYTES_MAX: usize = 256 * 1024 * 1024;
+const FILE_BYTES_MAX: i64 = 256 * 1024 * 1024;
 
 /// `[gateways]`
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -29,7 +30,7 @@ pub struct Gateways {
 
 impl Gateways {
     /// Finds what does not go together, each key well by itself: the key of `[gateways.clever_show]`, and what is wrong.
-    pub(super) fn validate(
+    pub(super) fn check(
         &self,
         files: &Files,
         execute: &Execute,
@@ -48,7 +49,8 @@ impl Gateways {
             .validate_clover_dir(files)
             .map_err(|wrong| ("clover_dir", wrong))?;
         if gateway.server == Server::Auto && gateway.announce_port == 0 {
-            let wrong = "nobody announces himself on port 0: write 1 to 65535, or leave `announce_port` out";
+            let wrong =
+                "no station announces itself on port 0: write 1 to 65535, or leave `announce_port` out";
             return Err(("announce_port", wrong.to_owned()));
         }
         Ok(())
@@ -130,10 +132,10 @@ pub struct CleverShow {
     #[serde(default = "default_announce_port")]
     pub announce_port: u16,
     /// What the server may have done beyond looking, by name; without any it may look.
-    #[serde(default, deserialize_with = "globs")]
+    #[serde(default, deserialize_with = "value::globs")]
     pub allow: Vec<Glob>,
     /// What the server is at most.
-    #[serde(default = "default_role", deserialize_with = "role")]
+    #[serde(default = "default_role", deserialize_with = "value::gateway_role")]
     pub role: Role,
     /// Whether readings are sent.
     #[serde(default = "default_telemetry")]
@@ -144,10 +146,16 @@ pub struct CleverShow {
     /// What the node answers when it is asked for `clover_dir`: a path below a root. The first root if absent.
     pub clover_dir: Option<String>,
     /// Messages that are taken in a second; the next one waits.
-    #[serde(default = "default_rate", deserialize_with = "rate_min")]
+    #[serde(
+        default = "default_rate",
+        deserialize_with = "value::ranged::<_, _, 1, 1_000_000>"
+    )]
     pub rate: u32,
     /// Longest file, either way, in bytes.
-    #[serde(default = "default_file_bytes", deserialize_with = "file_bytes_max")]
+    #[serde(
+        default = "default_file_bytes",
+        deserialize_with = "value::ranged::<_, _, 1, FILE_BYTES_MAX>"
+    )]
     pub file_bytes: usize,
 }
 
@@ -166,7 +174,7 @@ impl<'de> Deserialize<'de> for Server {
         if text == "auto" {
             return Ok(Self::Auto);
         }
-        match parse_address(&text) {
+        match value::parse_address(&text) {
             Ok(addr) if addr.port() != 0 => Ok(Self::At(addr)),
             Ok(_) | Err(_) => Err(D::Error::custom(format!(
                 "{text:?} is no server: write ADDR:PORT, such as \"192.168.1.10:25000\", or \"auto\""
@@ -199,53 +207,12 @@ fn default_file_bytes() -> usize {
     8 * 1024 * 1024
 }
 
-fn role<'de, D: Deserializer<'de>>(from: D) -> Result<Role, D::Error> {
-    let text = String::deserialize(from)?;
-    let roles = [Role::Observer, Role::Operator, Role::Admin];
-    let found = roles.into_iter().find(|role| role.to_string() == text);
-    found.ok_or_else(|| {
-        D::Error::custom(format!(
-            "{text:?} is no role of a server: write observer, operator or admin"
-        ))
-    })
-}
-
-fn globs<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Glob>, D::Error> {
-    let texts: Vec<String> = Vec::deserialize(from)?;
-    if texts.iter().any(String::is_empty) {
-        return Err(D::Error::custom(
-            "\"\" in `allow` names nothing: write the name of an action, or take it out",
-        ));
-    }
-    let parsed = texts.iter().map(|text| Glob::parse(text));
-    parsed.collect::<Result<_, _>>().map_err(D::Error::custom)
-}
-
 fn telemetry_every<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
-    let every = values::duration(from)?;
+    let every = value::duration(from)?;
     if every < TELEMETRY_INTERVAL_MIN {
         return Err(D::Error::custom(format!(
-            "telemetry_every is at least {TELEMETRY_INTERVAL_MIN:?}"
+            "the least is {TELEMETRY_INTERVAL_MIN:?}"
         )));
     }
     Ok(every)
-}
-
-fn rate_min<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
-    match u32::deserialize(from)? {
-        0 => Err(D::Error::custom(
-            "rate is at least 1; to hear no server at all, take [gateways.clever_show] out",
-        )),
-        rate => Ok(rate),
-    }
-}
-
-fn file_bytes_max<'de, D: Deserializer<'de>>(from: D) -> Result<usize, D::Error> {
-    let bytes = usize::deserialize(from)?;
-    if (1..=FILE_BYTES_MAX).contains(&bytes) {
-        return Ok(bytes);
-    }
-    Err(D::Error::custom(format!(
-        "file_bytes has to be 1 to {FILE_BYTES_MAX}"
-    )))
 }

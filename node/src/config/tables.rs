@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
+use swarm_shared::config::value;
 
-use super::values::{self, Argv, Identifier, UnitName};
+use super::values::{Argv, Identifier, UnitName};
 
 /// `[files]`
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -35,36 +36,12 @@ impl<'de> Deserialize<'de> for RootDir {
     }
 }
 
-/// `[keepalive]`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Keepalive {
-    /// Silence before the first probe.
-    #[serde(deserialize_with = "values::duration")]
-    pub idle: Duration,
-    /// Between probes.
-    #[serde(deserialize_with = "values::duration")]
-    pub interval: Duration,
-    /// Unanswered probes before the connection is given up.
-    pub probes: u8,
-}
-
-impl Default for Keepalive {
-    fn default() -> Self {
-        Self {
-            idle: Duration::from_secs(1),
-            interval: Duration::from_secs(3),
-            probes: 5,
-        }
-    }
-}
-
 /// `[heartbeat]`
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Heartbeat {
     /// Between two heartbeats; a peer silent for three is offline.
-    #[serde(deserialize_with = "values::duration")]
+    #[serde(deserialize_with = "value::duration")]
     pub interval: Duration,
 }
 
@@ -83,7 +60,7 @@ pub struct Execute {
     /// Whether an admin may run any program.
     pub allowed: bool,
     /// When its process group is killed.
-    #[serde(deserialize_with = "values::duration")]
+    #[serde(deserialize_with = "value::duration")]
     pub timeout: Duration,
 }
 
@@ -131,7 +108,7 @@ pub struct Notify {
     /// Gets the text as its last argument.
     pub command: Option<Argv>,
     /// When its process group is killed.
-    #[serde(deserialize_with = "values::duration")]
+    #[serde(deserialize_with = "value::duration")]
     pub timeout: Duration,
 }
 
@@ -149,12 +126,12 @@ impl Default for Notify {
 #[serde(default, deny_unknown_fields)]
 pub struct Telemetry {
     /// Between samples.
-    #[serde(deserialize_with = "values::duration")]
+    #[serde(deserialize_with = "value::duration")]
     pub interval: Duration,
     /// Prints a JSON object whose fields are added to the sample.
     pub command: Option<Argv>,
     /// When its process group is killed.
-    #[serde(deserialize_with = "values::duration")]
+    #[serde(deserialize_with = "value::duration")]
     pub timeout: Duration,
 }
 
@@ -189,7 +166,7 @@ pub struct EmergencyStop {
     /// What it runs.
     pub command: Argv,
     /// When its process group is killed.
-    #[serde(default = "safety_timeout", deserialize_with = "values::duration")]
+    #[serde(default = "safety_timeout", deserialize_with = "value::duration")]
     pub timeout: Duration,
 }
 
@@ -198,12 +175,12 @@ pub struct EmergencyStop {
 #[serde(deny_unknown_fields)]
 pub struct LostLink {
     /// How long no station has to have been heard.
-    #[serde(deserialize_with = "values::duration")]
+    #[serde(deserialize_with = "value::duration")]
     pub after: Duration,
     /// What it runs.
     pub command: Argv,
     /// When its process group is killed.
-    #[serde(default = "safety_timeout", deserialize_with = "values::duration")]
+    #[serde(default = "safety_timeout", deserialize_with = "value::duration")]
     pub timeout: Duration,
     /// Whether it runs while an emergency stop is in force, too.
     #[serde(default)]

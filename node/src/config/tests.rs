@@ -5,6 +5,8 @@ use std::path::Path;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+use swarm_shared::config::variable_name;
+
 use super::*;
 
 const EXAMPLE: &str = include_str!("../../swarm-node.example.toml");
@@ -95,34 +97,30 @@ fn the_example_shows_the_defaults() {
 
 #[test]
 fn the_example_mentions_every_key() {
-    fn missing(keys: &[schema::Key], table: &toml::Table, path: &str, found: &mut Vec<String>) {
-        for key in keys {
-            match table.get(key.name) {
-                None => found.push(format!("{path}{}", key.name)),
-                Some(value) => below(key.kind, value, &format!("{path}{}.", key.name), found),
+    fn missing(keys: &[(&str, Kind)], table: &toml::Table, path: &str, found: &mut Vec<String>) {
+        for (key, kind) in keys {
+            match table.get(*key) {
+                None => found.push(format!("{path}{key}")),
+                Some(value) => below(kind, value, &format!("{path}{key}."), found),
             }
         }
     }
-    fn below(kind: schema::KeyKind, value: &toml::Value, path: &str, found: &mut Vec<String>) {
+    fn below(kind: &Kind, value: &toml::Value, path: &str, found: &mut Vec<String>) {
         let Some(table) = value.as_table() else { return };
         match kind {
-            schema::KeyKind::Table(keys) => missing(keys, table, path, found),
-            schema::KeyKind::Map(schema::KeyKind::Table(keys)) => {
+            Kind::Table(keys) => missing(keys, table, path, found),
+            Kind::Map(each) => {
                 // Together, the owner's entries show each key.
                 let all = table.values().filter_map(toml::Value::as_table).cloned();
-                let mut together = toml::Table::new();
-                all.for_each(|entry| merge(&mut together, entry));
-                missing(keys, &together, path, found);
+                let together: toml::Table = all.flatten().collect();
+                below(each, &together.into(), path, found);
             }
-            schema::KeyKind::Map(_)
-            | schema::KeyKind::Text
-            | schema::KeyKind::Value
-            | schema::KeyKind::Any => {}
+            Kind::Text | Kind::List | Kind::Value | Kind::Any => {}
         }
     }
-    let table = full_example().parse().expect("an example");
+    let table = toml::Value::Table(full_example().parse().expect("an example"));
     let mut found = Vec::new();
-    missing(schema::ROOT_KEYS, &table, "", &mut found);
+    below(&Kind::of::<Config>(), &table, "", &mut found);
     assert!(found.is_empty(), "not in the example: {found:?}");
 }
 
@@ -131,11 +129,11 @@ fn configuration_errors_name_the_line() {
     for (text, says) in [
         (
             "\nlisen = \"x\"",
-            "node.toml, line 2: unknown key `lisen`; did you mean `listen`?",
+            "node.toml:2: unknown key `lisen`; did you mean `listen`?",
         ),
         (
             "[telemetry]\nintervall = \"1s\"",
-            "line 2: unknown key `telemetry.intervall`; did you mean `interval`?",
+            ":2: unknown key `telemetry.intervall`; did you mean `interval`?",
         ),
         (
             "[actions.led]\ncomand = []",
@@ -143,98 +141,101 @@ fn configuration_errors_name_the_line() {
         ),
         ("[files.root]\na = 1", "did you mean `roots`?"),
         ("xyzzy = 1", "unknown key `xyzzy`; known here: name, listen"),
-        ("name = \"a b\"", "line 1: \"a b\" is not a name"),
-        ("\n\nlisten = \"7420\"", "line 3: \"7420\" is not an address"),
-        ("stations = [\"host\"]", "write ADDR:PORT"),
-        ("ping_port = 70000", "line 1: invalid value"),
-        ("pings = \"yes\"", "line 1: invalid type"),
+        ("name = \"a b\"", ":1: name: \"a b\" is not a name"),
+        ("\n\nlisten = \"7420\"", ":3: listen: \"7420\" is not ADDR:PORT"),
+        ("stations = [\"host\"]", "stations: \"host\" is not ADDR:PORT"),
+        ("ping_port = 70000", ":1: ping_port: invalid value"),
+        ("pings = \"yes\"", ":1: pings: invalid type"),
         ("[gateways.clever_shou]", "did you mean `clever_show`?"),
         ("[gateways.clever_show]\nserver = \"host\"", "or \"auto\""),
         ("[gateways.clever_show]\nallow = []", "missing field `server`"),
         (
             "[gateways.clever_show]\nserver = \"auto\"\nrole = \"node\"",
-            "\"node\" is no role of a server: write observer, operator or admin",
+            "\"node\" is not observer, operator or admin",
         ),
         (
             "[gateways.clever_show]\nserver = \"auto\"\nrole = \"boss\"",
-            "line 3: \"boss\" is no role of a server: write observer, operator or admin",
+            ":3: gateways.clever_show.role: \"boss\" is not observer, operator or admin",
         ),
         (
             "[gateways.clever_show]\nserver = \"auto\"\nallow = [\"led\", \"execute\"]",
-            "line 3: [gateways.clever_show]: `allow` names \"execute\", but running a program may not be asked for by role operator",
+            ":3: gateways.clever_show.allow: `allow` names \"execute\", but running a program may not be asked for by role operator",
         ),
         (
             "[gateways.clever_show]\nserver = \"auto\"\nrole = \"admin\"\nallow = [\"execute\"]\n[execute]\ntimeout = \"9s\"",
-            "line 4: [gateways.clever_show]: `allow` names \"execute\", but it is off on this node: set [execute] allowed = true",
+            ":4: gateways.clever_show.allow: `allow` names \"execute\", but it is off on this node: set [execute] allowed = true",
         ),
         (
             "[gateways.clever_show]\nserver = \"auto\"\nrole = \"observer\"\nallow = [\"led\"]",
-            "line 4: [gateways.clever_show]: `allow` names \"led\", but ",
+            ":4: gateways.clever_show.allow: `allow` names \"led\", but ",
         ),
         (
             "[gateways.clever_show]\nserver = \"auto\"\nallow = [\"config\"]",
-            "line 3: [gateways.clever_show]: `allow` names \"config\", but the configuration may not be changed by role \
+            ":3: gateways.clever_show.allow: `allow` names \"config\", but the configuration may not be changed by role \
              operator: it takes role admin; set `role`",
         ),
         (
             "[gateways.clever_show]\nserver = \"auto\"\nrole = \"observer\"\nallow = [\"time\", \"id\"]",
-            "line 4: [gateways.clever_show]: `allow` names \"id\", but a command that changes something",
+            ":4: gateways.clever_show.allow: `allow` names \"id\", but a command that changes something",
         ),
         (
             "[gateways.clever_show]\nserver = \"auto\"\nallow = [\"filetransfer\"]",
-            "line 3: [gateways.clever_show]: `allow` names \"filetransfer\", but there is no root: add [files.roots]",
+            ":3: gateways.clever_show.allow: `allow` names \"filetransfer\", but there is no root: add [files.roots]",
         ),
         (
             "[gateways.clever_show]\nserver = \"auto\"\nallow = [\"reboot_all\"]",
-            "line 3: [gateways.clever_show]: `allow` names \"reboot_all\", but that is \"reboot\" here",
+            ":3: gateways.clever_show.allow: `allow` names \"reboot_all\", but that is \"reboot\" here",
         ),
         (
             "[gateways.clever_show]\nserver = \"auto\"\nannounce_port = 0",
-            "line 3: [gateways.clever_show]: nobody announces himself on port 0",
+            ":3: gateways.clever_show.announce_port: no station announces itself on port 0",
         ),
         (
             "[gateways.clever_show]\nserver = \"auto\"\nrate = 0",
-            "line 3: rate is at least 1",
+            ":3: gateways.clever_show.rate: 0 is not from 1 to 1000000",
         ),
         (
             "[gateways.clever_show]\nserver = \"auto\"\nclover_dir = \"shows/a\"",
-            "line 3: [gateways.clever_show]: `clover_dir` begins with the name of a root, and there is none",
+            ":3: gateways.clever_show.clover_dir: `clover_dir` begins with the name of a root, and there is none",
         ),
         (
             "[files.roots]\nmedia = \"/m\"\n[gateways.clever_show]\nserver = \"auto\"\nclover_dir = \"/media\"",
-            "line 5: [gateways.clever_show]: \"/media\" is in no root: `clover_dir` begins with the name of a root of \
+            ":5: gateways.clever_show.clover_dir: \"/media\" is in no root: `clover_dir` begins with the name of a root of \
              [files.roots], such as media",
         ),
         (
             "[gateways.clever_show]\nserver = \"auto\"\nallow = [\"\"]",
-            "line 3: \"\" in `allow` names nothing",
+            ":3: gateways.clever_show.allow: \"\" names no action",
         ),
         (
             "[gateways.clever_show]\nserver = \"auto\"\nallow = [\"[\"]",
-            "line 3",
+            ":3: ",
         ),
         (
             "[gateways.clever_show]\nserver = \"auto\"\ntelemetry_every = \"1ms\"",
-            "at least 100ms",
+            "telemetry_every: the least is 100ms",
         ),
         (
             "[gateways.clever_show]\nserver = \"auto\"\nfile_bytes = 0",
-            "1 to 268435456",
+            "0 is not from 1 to 268435456",
         ),
-        ("[telemetry]\ninterval = \"5\"", "line 2: \"5\" is not a time"),
+        (
+            "[telemetry]\ninterval = \"5\"",
+            ":2: telemetry.interval: \"5\" is not a duration",
+        ),
         ("[files]\nroots = { a = \"rel\" }", "is not an absolute path"),
         ("[files]\nroots = { \"a/b\" = \"/x\" }", "is not a name here"),
         (
             "[actions.ping]\ncommand = [\"x\"]",
-            "line 1: \"ping\" is the name of a built-in action",
+            ":1: actions.ping: \"ping\" is the name of a built-in action",
         ),
         ("[actions.x]\n", "missing field `command`"),
         ("[actions.x]\ncommand = [\"x\", \"{y}\"]", "there is no args.y"),
         ("[services]\nallow = [\"--now\"]", "is not the name of a unit"),
         ("tags = { a = \"1,2\" }", "is not a tag's value"),
         ("[lost_link]\ncommand = [\"x\"]", "missing field `after`"),
-        ("name = ", "line 1"),
-        ("name = \"a\"\nname = \"b\"", "line 2: duplicate key"),
+        ("name = ", ":1: "),
+        ("name = \"a\"\nname = \"b\"", ":2: duplicate key"),
     ] {
         let error = parse(text).expect_err(text).to_string();
         assert!(error.contains(says), "{text:?} gives: {error}");
@@ -244,20 +245,20 @@ fn configuration_errors_name_the_line() {
 #[test]
 fn every_key_has_a_variable() {
     let table: toml::Table = full_example().parse().expect("an example");
-    for (path, kind) in schema::paths() {
-        let variable = format!("{VARIABLE_PREFIX}{}", path.join("_").to_uppercase());
+    for (path, kind) in Kind::of::<Config>().leaves() {
+        let variable = variable_name(Config::VARIABLE_PREFIX, &path);
         let value = path
             .iter()
             .try_fold(toml::Value::Table(table.clone()), |at, key| at.get(*key).cloned())
             .expect("the example has every key");
         let text = match (kind, &value) {
-            (schema::KeyKind::Text, toml::Value::String(text)) => text.clone(),
+            (Kind::Text, toml::Value::String(text)) => text.clone(),
             (_, value) => value.to_string(),
         };
         match Config::load(None, std::iter::once((variable.clone(), text))) {
             Ok(_) => {}
             // Two tables need a second key.
-            Err(error) => assert!(error.message.starts_with("missing field"), "{error}"),
+            Err(error) => assert!(error.message.contains("missing field"), "{error}"),
         }
     }
     let both = load_variables(&[
@@ -293,21 +294,21 @@ fn variables_override_the_file_and_errors_name_them() {
         (
             "SWARM_NODE_LISTEN",
             "x",
-            "SWARM_NODE_LISTEN: \"x\" is not an address",
+            "SWARM_NODE_LISTEN: listen: \"x\" is not ADDR:PORT",
         ),
         (
             "SWARM_NODE_PING_PORT",
             "x",
-            "SWARM_NODE_PING_PORT: \"x\" is not a TOML value",
+            "SWARM_NODE_PING_PORT: ping_port: invalid type: string \"x\"",
         ),
-        ("SWARM_NODE_PINGS", "1", "SWARM_NODE_PINGS: invalid type"),
+        ("SWARM_NODE_PINGS", "1", "SWARM_NODE_PINGS: pings: invalid type"),
         ("SWARM_NODE_LISEN", "x", "did you mean SWARM_NODE_LISTEN?"),
         (
             "SWARM_NODE_ACTIONS",
             "{ x = { comand = [] } }",
             "did you mean `command`?",
         ),
-        ("SWARM_NODE_XYZZY", "x", "is no key of the configuration"),
+        ("SWARM_NODE_XYZZY", "x", "no key has this variable"),
     ] {
         let error = load_variables(&[(variable, text)])
             .expect_err(variable)
@@ -381,7 +382,7 @@ fn an_invalid_change_is_refused() {
             json!({"telemetry": {"intervall": "1s"}}),
             "did you mean `interval`?",
         ),
-        (json!({"telemetry.interval": "5"}), "is not a time"),
+        (json!({"telemetry.interval": "5"}), "is not a duration"),
         (json!({"ping_port": "x"}), "invalid type"),
         (json!({"name.x": 1}), "name is not a table"),
         (json!({"actions.ping.command": ["x"]}), "built-in"),
@@ -468,7 +469,7 @@ fn cross_checks_see_file_and_variables_together() {
     load(&execute, &[admin]).expect_err("off");
     let error = load(&execute, &[]).expect_err("an operator").to_string();
     assert!(
-        error.contains("node.toml, line 3: [gateways.clever_show]: `allow` names"),
+        error.contains("node.toml:3: gateways.clever_show.allow: `allow` names"),
         "{error}"
     );
     let dir = format!("{door}clover_dir = \"shows\"");

@@ -1,39 +1,11 @@
 //! The small types of the configuration, each parsed once.
 
 use std::fmt;
-use std::time::Duration;
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
+use swarm_shared::config::value;
 use swarm_shared::proto::id::NodeName;
-
-/// Longest time that a key may hold.
-const DURATION_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
-
-/// Reads `250ms`, `5s`, `2m` or `1h`.
-///
-/// # Errors
-/// A sentence that quotes the text and says the rule.
-pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let number: Option<u64> = text[..digits].parse().ok();
-    let duration = number.and_then(|number| match &text[digits..] {
-        "ms" => Some(Duration::from_millis(number)),
-        "s" => Some(Duration::from_secs(number)),
-        "m" => number.checked_mul(60).map(Duration::from_secs),
-        "h" => number.checked_mul(3600).map(Duration::from_secs),
-        _ => None,
-    });
-    duration
-        .filter(|duration| !duration.is_zero() && *duration <= DURATION_MAX)
-        .ok_or_else(|| {
-            format!("{text:?} is not a time: write a whole number above 0 with ms, s, m or h, such as \"5s\" (at most 720h)")
-        })
-}
-
-pub(super) fn duration<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
-    parse_duration(&String::deserialize(from)?).map_err(D::Error::custom)
-}
 
 /// The name of an action, an argument, a tag's key or a root: 1 to 64 ASCII letters, digits, `_` and `-`,
 /// starting with a letter or a digit.
@@ -83,7 +55,8 @@ impl<'de> Deserialize<'de> for Identifier {
 }
 
 /// A program and its arguments: at least the program.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "RawArgv")]
 pub struct Argv(Vec<String>);
 
 impl Argv {
@@ -107,9 +80,15 @@ impl Argv {
     }
 }
 
-impl<'de> Deserialize<'de> for Argv {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        Self::new(Vec::deserialize(from)?).map_err(D::Error::custom)
+/// A newtype, so that the variable of a command is not split at commas.
+#[derive(Deserialize)]
+struct RawArgv(Vec<String>);
+
+impl TryFrom<RawArgv> for Argv {
+    type Error = String;
+
+    fn try_from(raw: RawArgv) -> Result<Self, String> {
+        Self::new(raw.0)
     }
 }
 
@@ -136,9 +115,7 @@ impl<'de> Deserialize<'de> for TagValue {
 }
 
 pub(super) fn node_name<'de, D: Deserializer<'de>>(from: D) -> Result<Option<NodeName>, D::Error> {
-    NodeName::parse(&String::deserialize(from)?)
-        .map(Some)
-        .map_err(D::Error::custom)
+    value::text(from, NodeName::parse).map(Some)
 }
 
 /// A systemd unit's name, such as `nginx` or `nginx.service`: nothing that could be taken for an option.
@@ -169,29 +146,6 @@ impl<'de> Deserialize<'de> for UnitName {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn durations_need_a_number_and_a_unit() {
-        for (text, ms) in [("250ms", 250), ("5s", 5_000), ("2m", 120_000), ("1h", 3_600_000)] {
-            assert_eq!(parse_duration(text), Ok(Duration::from_millis(ms)), "{text}");
-        }
-        for bad in [
-            "",
-            "5",
-            "s",
-            "0s",
-            "-1s",
-            "1.5s",
-            "5 s",
-            "5d",
-            "99999999999999999999s",
-            "721h",
-            "5µs",
-        ] {
-            let error = parse_duration(bad).expect_err(bad);
-            assert!(error.contains("such as \"5s\""), "{error}");
-        }
-    }
 
     #[test]
     fn identifiers_are_validated() {

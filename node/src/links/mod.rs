@@ -115,8 +115,7 @@ impl Links {
     pub async fn start(node: &mut Node) -> anyhow::Result<Self> {
         let config = &node.config;
         let keepalive = &config.keepalive;
-        let keepalive =
-            KeepaliveConfig::new(keepalive.idle, keepalive.interval, u32::from(keepalive.probes))?;
+        let keepalive = KeepaliveConfig::new(keepalive.idle, keepalive.interval, keepalive.probes)?;
         let store = FleetStore::new(node.state.path());
         let membership = store.load_fleet(&node.key.public());
         let endpoint_config = endpoint::Config {

@@ -64,7 +64,7 @@ impl Fixture {
         let shutdown = CancellationToken::new();
         let stop_handle = StopHandle::start(Setup {
             endpoint: endpoint(&mut root),
-            config: Some(toml::from_str(&command).expect("a command")),
+            config: Some(swarm_shared::config::toml::from_str(&command).expect("a command")),
             journal,
             dedup: ledger,
             relay: None,

@@ -54,18 +54,17 @@ pub trait Configuration: DeserializeOwned + Default {
 pub struct Keys<'a>(&'a DeTable<'a>);
 
 impl Keys<'_> {
-    /// Whether `path`, such as `gateways.knut.listen`, is set.
-    pub fn has(&self, path: &str) -> bool {
-        let path: Vec<&str> = path.split('.').collect();
-        span_of(self.0, &path).is_some()
+    /// Whether the key at `path` is set.
+    pub fn has(&self, path: &[&str]) -> bool {
+        span_of(self.0, path).is_some()
     }
 }
 
 /// A key that does not fit the others.
 #[derive(Debug)]
 pub struct KeyError {
-    /// Its path, such as `gateways.knut.listen`.
-    pub key: String,
+    /// Its path, such as `gateways`, `knut`, `listen`.
+    pub key: Vec<String>,
     /// What is wrong, and what to write instead.
     pub message: String,
 }
@@ -324,11 +323,11 @@ fn read_table<C: Configuration>(schema: &Kind, table: &DeTable<'_>) -> Result<C,
         }
     })?;
     config.check(&Keys(table)).map_err(|error| {
-        let path: Vec<&str> = error.key.split('.').collect();
+        let path: Vec<&str> = error.key.iter().map(String::as_str).collect();
         Fault {
             byte: span_of(table, &path),
-            message: format!("{}: {}", error.key, error.message),
-            path: Some(path.into_iter().map(str::to_owned).collect()),
+            message: format!("{}: {}", path.join("."), error.message),
+            path: Some(error.key),
         }
     })?;
     Ok(config)

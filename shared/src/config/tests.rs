@@ -30,10 +30,10 @@ impl Configuration for Config {
     const RESERVED_VARIABLES: &'static [&'static str] = &["TEST_LOG"];
 
     fn check(&mut self, keys: &Keys<'_>) -> Result<(), KeyError> {
-        if keys.has("tags.row") && self.port == 1 {
+        if keys.has(&["tags", "row"]) && self.port == 1 {
             let message = "port 1 has no rows".to_owned();
             return Err(KeyError {
-                key: "tags.row".to_owned(),
+                key: vec!["tags".to_owned(), "row".to_owned()],
                 message,
             });
         }

@@ -163,7 +163,8 @@ fn swarm_node_path() -> io::Result<PathBuf> {
 
 fn node_config(name: &str, dir: &Path, row: u16, ping_port: u16, code: &str) -> String {
     // Paths are written as TOML strings, whatever characters they hold.
-    let quoted = |path: PathBuf| toml::Value::from(path.display().to_string()).to_string();
+    let quoted =
+        |path: PathBuf| swarm_shared::config::toml::Value::from(path.display().to_string()).to_string();
     let (shows, led) = (quoted(dir.join("shows")), quoted(dir.join("led")));
     format!(
         r##"name = "{name}"

@@ -2,10 +2,10 @@
 //!
 //! ```toml
 //! [gateways.platypush_tcp]
-//! bind_address = "0.0.0.0"   # with `port`, what `listen` says in one word; Platypush's own keys
+//! bind_address = "0.0.0.0"   # Platypush's own keys; with `port`, the same as `listen`
 //! port = 1234
-//! listen_queue = 1024        # connections that wait to be let in
-//! idle = "1s"                # how long another request is waited for after an answer
+//! listen_queue = 1024        # connections that wait to be accepted
+//! idle = "1s"                # how long another request is waited for after a response
 //! ```
 //!
 //! `idle` is short here because a client such as `nc` ends when the connection does.
@@ -13,92 +13,60 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use super::{CommonOptions, GatewayConfig, RawValue, ValueKind, in_range};
+use serde::Deserializer;
+use swarm_shared::config::{KeyError, Keys, value};
 
-/// See the module.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PlatypushTcpConfig {
-    /// What every gateway has.
-    pub common: CommonOptions,
-    /// How the address was said.
-    address_form: Option<AddressForm>,
-}
+use super::{CommonOptions, key_error};
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum AddressForm {
-    /// By `listen`.
-    Combined,
-    /// By `bind_address` and `port`.
-    Separate,
-}
-
-/// Its usual port.
-const PORT: u16 = 1234;
-/// How long another request is waited for after an answer.
+const NAME: &str = "platypush_tcp";
+/// How long another request is waited for after a response, unless configured.
 const IDLE: Duration = Duration::from_secs(1);
 
+gateway_config! {
+    /// The keys of `[gateways.platypush_tcp]`.
+    PlatypushTcpConfig at 1234, idle IDLE;
+    /// The address of `listen`.
+    #[serde(deserialize_with = "ip")]
+    bind_address: Option<IpAddr> = None,
+    /// The port of `listen`.
+    #[serde(deserialize_with = "super::port")]
+    port: Option<u16> = None,
+    /// Connections that the kernel holds until they are accepted.
+    #[serde(deserialize_with = "value::ranged::<_, _, 1, 65535>")]
+    listen_queue: u32 = 1_024,
+}
+
 impl PlatypushTcpConfig {
-    fn set_address_form(&mut self, how: AddressForm) -> Result<(), String> {
-        match self.address_form.replace(how) {
-            Some(before) if before != how => {
-                Err("`listen` says what `bind_address` and `port` say: keep one of the two ways".to_owned())
-            }
-            Some(_) | None => Ok(()),
+    /// Carries Platypush's own keys over to the common ones.
+    pub(super) fn check(&mut self, keys: &Keys<'_>) -> Result<(), KeyError> {
+        let is_set = |key: &str| keys.has(&["gateways", NAME, key]);
+        let separate = ["bind_address", "port"].into_iter().find(|key| is_set(key));
+        if let Some(key) = separate.filter(|_| is_set("listen")) {
+            let message = "`listen` has both address and port: remove it, or `bind_address` and `port`";
+            return Err(key_error(NAME, &[key], message));
         }
+        let CommonOptions { listen, limits, .. } = &mut self.common;
+        if let Some(ip) = self.bind_address {
+            listen.set_ip(ip);
+        }
+        if let Some(port) = self.port {
+            listen.set_port(port);
+        }
+        limits.backlog = self.listen_queue;
+        Ok(())
     }
 }
 
-impl GatewayConfig for PlatypushTcpConfig {
-    const NAME: &'static str = "platypush_tcp";
-    const KEYS: &'static [(&'static str, ValueKind)] = &[
-        ("bind_address", ValueKind::Text),
-        ("port", ValueKind::Number),
-        ("listen_queue", ValueKind::Number),
-    ];
-
-    fn with_defaults() -> Self {
-        let mut common = CommonOptions::at(PORT);
-        common.limits.idle = IDLE;
-        Self {
-            common,
-            address_form: None,
+fn ip<'de, D: Deserializer<'de>>(from: D) -> Result<Option<IpAddr>, D::Error> {
+    value::text(from, |text| match text {
+        "localhost" => Ok(Some(Ipv4Addr::LOCALHOST.into())),
+        text => {
+            let rule = "is not an address such as 127.0.0.1 or 0.0.0.0";
+            text.parse()
+                .map(Some)
+                .map_err(|_syntax| format!("{text:?} {rule}"))
         }
-    }
-
-    fn common(&mut self) -> &mut CommonOptions {
-        &mut self.common
-    }
-
-    fn after_set(&mut self, key: &str) -> Result<(), String> {
-        if key == "listen" {
-            return self.set_address_form(AddressForm::Combined);
-        }
-        Ok(())
-    }
-
-    fn set(&mut self, key: &str, value: &RawValue<'_>) -> Result<(), String> {
-        match (key, value) {
-            ("bind_address", RawValue::Text(text)) => {
-                let ip = match *text {
-                    "localhost" => IpAddr::from(Ipv4Addr::LOCALHOST),
-                    text => text
-                        .parse()
-                        .map_err(|_bad| format!("{text:?} is not an address such as 127.0.0.1 or 0.0.0.0"))?,
-                };
-                self.common.listen.set_ip(ip);
-                self.set_address_form(AddressForm::Separate)
-            }
-            ("port", RawValue::Number(number)) => {
-                self.common.listen.set_port(in_range(key, *number, 1, 65_535)?);
-                self.set_address_form(AddressForm::Separate)
-            }
-            ("listen_queue", RawValue::Number(number)) => {
-                self.common.limits.backlog = in_range(key, *number, 1, 65_535)?;
-                Ok(())
-            }
-            _ => Err(format!("{key} has no meaning here")),
-        }
-    }
+    })
 }
 
 #[cfg(test)]
@@ -128,13 +96,23 @@ mod tests {
 
     #[test]
     fn listen_excludes_bind_address_and_port() {
-        for text in [
-            "listen = \"127.0.0.1:1\"\nport = 2",
-            "port = 2\nlisten = \"127.0.0.1:1\"",
-            "bind_address = \"0.0.0.0\"\nlisten = \"127.0.0.1:1\"",
+        for (text, key) in [
+            (
+                "listen = \"127.0.0.1:1\"\nport = 2",
+                "c:3: gateways.platypush_tcp.port",
+            ),
+            (
+                "port = 2\nlisten = \"127.0.0.1:1\"",
+                "c:2: gateways.platypush_tcp.port",
+            ),
+            (
+                "bind_address = \"0.0.0.0\"\nlisten = \"127.0.0.1:1\"",
+                "c:2: gateways.platypush_tcp.bind_address",
+            ),
         ] {
             let error = read(text).expect_err(text);
-            assert!(error.starts_with("c:3: `listen` says what"), "{error}");
+            let says = "`listen` has both address and port";
+            assert!(error.starts_with(key) && error.contains(says), "{error}");
         }
         for text in [
             "port = 0",

@@ -3,62 +3,68 @@
 //! ```toml
 //! [gateways.socktools]
 //! listen = "0.0.0.0:7423"
-//! good_peers = ["10.0.0.0/24", "192.168.1.7"]   # who may connect; without it, only this machine
-//! dial = ["10.0.0.9:7423"]                      # peers to connect to, and to connect to again
-//! idle = "10s"                                  # silence after which a peer is dropped
-//! keep_alive = "5s"                             # send an empty message whenever nothing else was sent for so long
-//! raw_action = "show_text"                      # what a message that is no request is given to
-//! raw_argument = "text"                         # under this name
+//! good_peers = ["10.0.0.0/24", "192.168.1.7"]   # peers that may connect; without it, only this machine
+//! dial = ["10.0.0.9:7423"]                      # peers that the station connects to, again and again
+//! idle = "10s"                                  # silence after which a peer is disconnected
+//! keep_alive = "5s"                             # send an empty message after this time without another
+//! raw_action = "show_text"                      # the action that gets a message which is not a request
+//! raw_argument = "text"                         # the name of its argument
 //! raw_encoding = "text"                         # as text, or as base64
 //! ```
 //!
-//! Who is dialled is welcome: somebody has named it.
+//! A peer that the station dials need not be in `good_peers`.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use serde::{Deserialize, Deserializer};
+use swarm_shared::config::{KeyError, Keys, value};
 use swarm_shared::proto::foreign::platypush::ACTION_BYTES_MAX;
 
-use super::{CommonOptions, GatewayConfig, RawValue, ValueKind, parse_address, parse_duration};
+use super::key_error;
 
-/// See the module.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SocktoolsConfig {
-    /// What every gateway has.
-    pub common: CommonOptions,
-    /// Who may connect; nobody but this machine, if empty.
-    pub good_peers: Vec<Network>,
-    /// Whom to connect to.
-    pub dial: Vec<SocketAddr>,
-    /// How often an empty message is sent where nothing else is.
-    pub keep_alive: Option<Duration>,
-    /// What is done with messages that are no requests.
-    pub raw: RawMessages,
+const NAME: &str = "socktools";
+/// Silence after which a peer is disconnected, unless configured.
+const IDLE: Duration = Duration::from_secs(10);
+/// Most peers that are dialled.
+const DIAL_MAX: usize = 64;
+
+gateway_config! {
+    /// The keys of `[gateways.socktools]`.
+    SocktoolsConfig at 7423, idle IDLE;
+    /// Networks that may connect; only this machine if empty.
+    #[serde(deserialize_with = "networks")]
+    good_peers: Vec<Network> = Vec::new(),
+    /// Addresses that the station connects to.
+    #[serde(deserialize_with = "dial")]
+    dial: Vec<SocketAddr> = Vec::new(),
+    /// Time without another message after which an empty one is sent.
+    #[serde(deserialize_with = "keep_alive")]
+    keep_alive: Option<Duration> = None,
+    /// The action that gets a message which is not a request; without it such a message is refused.
+    #[serde(deserialize_with = "raw_action")]
+    raw_action: Option<String> = None,
+    /// The name of the argument that such a message becomes.
+    #[serde(deserialize_with = "action_name")]
+    raw_argument: String = "data".to_owned(),
+    /// The form of that argument.
+    raw_encoding: RawEncoding = RawEncoding::Base64,
+    /// `raw_argument` or `raw_encoding`, if one of them is configured.
+    #[serde(skip)]
+    raw_option: Option<&'static str> = None,
 }
 
-/// What is done with messages that are no requests.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RawMessages {
-    /// The action that they are given to; they are refused without one.
-    pub action: Option<String>,
-    /// The argument that they become.
-    pub argument: String,
-    /// How.
-    pub encoding: RawEncoding,
-    /// The key that says how or as what, if one is set: in vain without an action.
-    pub option_set: Option<&'static str>,
-}
-
-/// How bytes become an argument.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How the bytes of a message become an argument.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum RawEncoding {
-    /// As they are; bytes that are not UTF-8 are refused.
+    /// As text; bytes that are not UTF-8 are refused.
     Text,
     /// In base64.
     Base64,
 }
 
-/// Addresses that begin alike.
+/// The addresses that share a prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Network {
     ip: IpAddr,
@@ -66,10 +72,10 @@ pub struct Network {
 }
 
 impl Network {
-    /// `10.0.0.0/24`, or one address.
+    /// Parses `10.0.0.0/24`, or one address.
     ///
     /// # Errors
-    /// The rule.
+    /// The text and the rule.
     pub fn parse(text: &str) -> Result<Self, String> {
         let bad = || format!("{text:?} is neither an address (192.168.1.7) nor a network (10.0.0.0/24)");
         let (ip, bits) = match text.split_once('/') {
@@ -77,24 +83,24 @@ impl Network {
             Some((ip, bits)) => (ip, Some(bits.parse::<u32>().map_err(|_bad| bad())?)),
         };
         let ip: IpAddr = ip.parse().map_err(|_bad| bad())?;
-        let most = if ip.is_ipv4() { 32 } else { 128 };
-        let bits = bits.unwrap_or(most);
-        if bits > most {
+        let bits_max = if ip.is_ipv4() { 32 } else { 128 };
+        let bits = bits.unwrap_or(bits_max);
+        if bits > bits_max {
             return Err(bad());
         }
         Ok(Self { ip, bits })
     }
 
-    /// Whether an address is of it. An IPv4 address may come in its IPv6 form.
+    /// Whether an address is in the network. An IPv4 address may come in its IPv6 form.
     pub fn contains(&self, ip: IpAddr) -> bool {
         match (self.ip.to_canonical(), ip.to_canonical()) {
             (IpAddr::V4(own), IpAddr::V4(ip)) => {
-                let apart = u32::from(own) ^ u32::from(ip);
-                apart.leading_zeros() >= self.bits.min(32)
+                let difference = u32::from(own) ^ u32::from(ip);
+                difference.leading_zeros() >= self.bits.min(32)
             }
             (IpAddr::V6(own), IpAddr::V6(ip)) => {
-                let apart = u128::from(own) ^ u128::from(ip);
-                apart.leading_zeros() >= self.bits
+                let difference = u128::from(own) ^ u128::from(ip);
+                difference.leading_zeros() >= self.bits
             }
             (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => false,
         }
@@ -110,102 +116,51 @@ impl SocktoolsConfig {
         self.good_peers.iter().any(|network| network.contains(peer))
     }
 
-    fn check(&self) -> Result<(), String> {
-        if self.raw.action.is_some() && self.common.token.is_some() {
-            return Err(
-                "a message that is no request shows no token: leave out `raw_action` or `token`".to_owned(),
-            );
+    pub(super) fn check(&mut self, keys: &Keys<'_>) -> Result<(), KeyError> {
+        let is_set = |key: &&str| keys.has(&["gateways", NAME, key]);
+        self.raw_option = ["raw_argument", "raw_encoding"].into_iter().find(is_set);
+        if self.raw_action.is_some() && self.common.token.is_some() {
+            let message = "a message that is not a request has no token: remove `raw_action` or `token`";
+            return Err(key_error(NAME, &["raw_action"], message));
         }
-        Ok(())
+        match self.raw_option.filter(|_| self.raw_action.is_none()) {
+            Some(key) => {
+                let message = "has no effect without `raw_action`: name the action, or remove this key";
+                Err(key_error(NAME, &[key], message))
+            }
+            None => Ok(()),
+        }
     }
 }
 
-/// Its usual port.
-const PORT: u16 = 7423;
-/// A peer silent for so long is dropped.
-const IDLE: Duration = Duration::from_secs(10);
-/// Most peers that are dialled.
-const DIAL_MAX: usize = 64;
-
-impl GatewayConfig for SocktoolsConfig {
-    const NAME: &'static str = "socktools";
-    const KEYS: &'static [(&'static str, ValueKind)] = &[
-        ("good_peers", ValueKind::List),
-        ("dial", ValueKind::List),
-        ("keep_alive", ValueKind::Text),
-        ("raw_action", ValueKind::Text),
-        ("raw_argument", ValueKind::Text),
-        ("raw_encoding", ValueKind::Text),
-    ];
-
-    fn with_defaults() -> Self {
-        let mut common = CommonOptions::at(PORT);
-        common.limits.idle = IDLE;
-        Self {
-            common,
-            good_peers: Vec::new(),
-            dial: Vec::new(),
-            keep_alive: None,
-            raw: RawMessages {
-                action: None,
-                argument: "data".to_owned(),
-                encoding: RawEncoding::Base64,
-                option_set: None,
-            },
-        }
-    }
-
-    fn common(&mut self) -> &mut CommonOptions {
-        &mut self.common
-    }
-
-    fn after_set(&mut self, _key: &str) -> Result<(), String> {
-        self.check()
-    }
-
-    fn set(&mut self, key: &str, value: &RawValue<'_>) -> Result<(), String> {
-        match (key, value) {
-            ("good_peers", RawValue::List(list)) => {
-                let parsed = list.iter().map(|text| Network::parse(text));
-                self.good_peers = parsed.collect::<Result<_, _>>()?;
-            }
-            ("dial", RawValue::List(list)) => {
-                if list.len() > DIAL_MAX {
-                    return Err(format!("no more than {DIAL_MAX} peers are dialled"));
-                }
-                self.dial = list
-                    .iter()
-                    .map(|text| parse_address(text))
-                    .collect::<Result<_, _>>()?;
-            }
-            ("keep_alive", RawValue::Text(text)) => self.keep_alive = Some(parse_duration(text)?),
-            ("raw_action", RawValue::Text(text)) => {
-                self.raw.action = Some(check_name(key, text)?);
-                self.check()?;
-            }
-            ("raw_argument", RawValue::Text(text)) => {
-                self.raw.option_set = Some("raw_argument");
-                self.raw.argument = check_name(key, text)?;
-            }
-            ("raw_encoding", RawValue::Text(text)) => {
-                self.raw.option_set = Some("raw_encoding");
-                self.raw.encoding = match *text {
-                    "text" => RawEncoding::Text,
-                    "base64" => RawEncoding::Base64,
-                    _ => return Err(format!("{text:?} is neither text nor base64")),
-                };
-            }
-            _ => return Err(format!("{key} has no meaning here")),
-        }
-        Ok(())
-    }
+fn networks<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Network>, D::Error> {
+    value::texts(from, Network::parse)
 }
 
-fn check_name(key: &str, text: &str) -> Result<String, String> {
-    if text.is_empty() || text.len() > ACTION_BYTES_MAX {
-        return Err(format!("{key} has to be a name of 1 to {ACTION_BYTES_MAX} bytes"));
+fn dial<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<SocketAddr>, D::Error> {
+    let addresses = value::addresses(from)?;
+    if addresses.len() > DIAL_MAX {
+        let message = format!("{} addresses are more than {DIAL_MAX}", addresses.len());
+        return Err(serde::de::Error::custom(message));
     }
-    Ok(text.to_owned())
+    Ok(addresses)
+}
+
+fn keep_alive<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+    value::duration(from).map(Some)
+}
+
+fn raw_action<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    action_name(from).map(Some)
+}
+
+fn action_name<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    value::text(from, |text| {
+        if (1..=ACTION_BYTES_MAX).contains(&text.len()) {
+            return Ok(text.to_owned());
+        }
+        Err(format!("{text:?} is not a name of 1 to {ACTION_BYTES_MAX} bytes"))
+    })
 }
 
 #[cfg(test)]
@@ -237,17 +192,14 @@ mod tests {
         assert_eq!(gateway.dial.len(), 2);
         assert_eq!(gateway.keep_alive, Some(Duration::from_secs(5)));
         assert_eq!(gateway.common.limits.idle, IDLE);
-        let raw = RawMessages {
-            action: Some("show_text".to_owned()),
-            argument: "text".to_owned(),
-            encoding: RawEncoding::Text,
-            option_set: Some("raw_encoding"),
-        };
-        assert_eq!(gateway.raw, raw);
+        assert_eq!(gateway.raw_action.as_deref(), Some("show_text"));
+        assert_eq!(gateway.raw_argument, "text");
+        assert_eq!(gateway.raw_encoding, RawEncoding::Text);
+        assert_eq!(gateway.raw_option, Some("raw_argument"));
     }
 
     #[test]
-    fn what_is_wrong_is_said() {
+    fn invalid_values_are_refused_with_the_rule() {
         let both = "raw_action = \"x\"\ntoken = \"0123456789abcdef\"";
         let both_turned = "token = \"0123456789abcdef\"\nraw_action = \"x\"";
         for (text, says) in [
@@ -255,12 +207,20 @@ mod tests {
             ("good_peers = [\"::/129\"]", "is neither an address"),
             ("good_peers = [\"everybody\"]", "is neither an address"),
             ("dial = [\"10.0.0.9\"]", "is not ADDR:PORT"),
-            ("keep_alive = \"0s\"", "no time at all"),
-            ("allow = [\"led\", \"\"]", "\"\" in `allow` names nothing"),
-            ("raw_action = \"\"", "raw_action has to be a name"),
-            ("raw_encoding = \"hex\"", "neither text nor base64"),
-            (both, "leave out `raw_action` or `token`"),
-            (both_turned, "leave out `raw_action` or `token`"),
+            ("keep_alive = \"0s\"", "is zero"),
+            ("allow = [\"led\", \"\"]", "allow: \"\" names no action"),
+            ("raw_action = \"\"", "raw_action: \"\" is not a name of 1 to 128"),
+            ("raw_encoding = \"hex\"", "expected `text` or `base64`"),
+            (both, "remove `raw_action` or `token`"),
+            (
+                "raw_encoding = \"base64\"",
+                "raw_encoding: has no effect without `raw_action`",
+            ),
+            (
+                "raw_argument = \"text\"",
+                "raw_argument: has no effect without `raw_action`",
+            ),
+            (both_turned, "remove `raw_action` or `token`"),
         ] {
             let error = read(text).expect_err(text);
             assert!(error.contains(says), "{text}: {error}");

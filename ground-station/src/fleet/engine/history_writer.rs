@@ -13,10 +13,10 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::config::RetentionPolicy;
 use crate::fleet::{AdminRequest, Delivery, EVENTS_MAX, Event, FleetRequest, Request, UserRequest};
 use crate::store::audit::AuditEntry;
 use crate::store::deliveries::Record;
-use crate::store::retention::RetentionPolicy;
 use crate::store::{DeliveryEnd, Store, StoreError};
 use crate::view::pluralize;
 

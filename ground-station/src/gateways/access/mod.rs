@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
+use swarm_shared::config::suggest::{any_of, nearest};
 use swarm_shared::net::clock;
 use swarm_shared::net::sync::Mutex;
 use swarm_shared::proto::message::Arguments;
@@ -18,7 +19,6 @@ use tokio::task::JoinSet;
 
 use super::context::GatewayContext;
 use crate::config::gateways::CommonOptions;
-use crate::config::nearest::{any_of, nearest};
 use crate::duration;
 use crate::fleet::{ActRequest, Delivery, Event, Failure, NodeView, NodesRequest, Request};
 use crate::store::audit::AuditEntry;

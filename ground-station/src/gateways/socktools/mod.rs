@@ -58,7 +58,7 @@ const FAILURE_LOG_INTERVAL: Duration = Duration::from_secs(600);
 /// [`GatewayError`].
 pub fn open(config: &SocktoolsConfig, context: &GatewayContext) -> Result<(), GatewayError> {
     let handler = RequestHandler::new(GATEWAY, &config.common, context);
-    if let Some(action) = &config.raw.action {
+    if let Some(action) = &config.raw_action {
         let wrong = |why| GatewayError::Configuration {
             gateway: GATEWAY,
             reason: format!("`raw_action` could never be done: {why}"),
@@ -67,10 +67,10 @@ pub fn open(config: &SocktoolsConfig, context: &GatewayContext) -> Result<(), Ga
         let given = if ignored {
             &[][..]
         } else {
-            &[config.raw.argument.as_str()]
+            &[config.raw_argument.as_str()]
         };
         handler.check_permitted(action, given).map_err(wrong)?;
-        if let Some(key) = config.raw.option_set.filter(|_| ignored) {
+        if let Some(key) = config.raw_option.filter(|_| ignored) {
             return Err(GatewayError::Configuration {
                 gateway: GATEWAY,
                 reason: format!("{action} takes nothing, so `{key}` does nothing: take it out"),
@@ -306,7 +306,7 @@ impl Server {
         }
         let value = json::parse(&message, &ContentEncoding::Utf8);
         let kind = value.as_ref().ok().and_then(|value| value["type"].as_str());
-        match (kind, &self.config.raw.action) {
+        match (kind, &self.config.raw_action) {
             (Some("response"), _) => Incoming::NoReply("response"),
             (Some("event"), _) => Incoming::NoReply("event"),
             (Some("request"), _) | (_, None) => match Request::parse(&message, random_id()) {
@@ -318,15 +318,15 @@ impl Server {
                 Incoming::Request(raw_request(action, Value::Null))
             }
             (_, Some(action)) => {
-                let raw = &self.config.raw;
-                let argument = match (raw.encoding, String::from_utf8(message)) {
+                let config = &self.config;
+                let argument = match (config.raw_encoding, String::from_utf8(message)) {
                     (RawEncoding::Text, Ok(text)) => text,
                     (RawEncoding::Text, Err(_)) => return Incoming::NotUtf8,
                     (RawEncoding::Base64, Ok(text)) => BASE64.encode(text.as_bytes()),
                     (RawEncoding::Base64, Err(bytes)) => BASE64.encode(bytes.as_bytes()),
                 };
                 let mut arguments = serde_json::Map::new();
-                arguments.insert(raw.argument.clone(), argument.into());
+                arguments.insert(config.raw_argument.clone(), argument.into());
                 Incoming::Request(raw_request(action, Value::Object(arguments)))
             }
         }

@@ -13,8 +13,9 @@ use swarm_shared::proto::wire::Lane;
 use super::super::deliveries::{
     REPLY_TEXT_BYTES_MAX, RecordTarget, apply, record, record_delivery_end, recover,
 };
-use super::super::retention::{RetentionPolicy, SLICE_DELIVERIES, prune_slice};
+use super::super::retention::{SLICE_DELIVERIES, prune_slice};
 use super::super::*;
+use crate::config::RetentionPolicy;
 use crate::fleet::{CommandKind, HistoryQuery, HistoryState, NodeRef};
 
 pub(super) const STATION: PeerId = PeerId([0xee; 32]);

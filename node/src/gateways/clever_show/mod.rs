@@ -81,7 +81,7 @@ struct CleverShowGateway {
 pub(super) fn open(config: CleverShow, node: &Node, local_commands: LocalCommands) {
     log_warnings(&config, node.actions.is_configured(STOP_ACTION));
     let keepalive = &node.config.keepalive;
-    let keepalive = KeepaliveConfig::new(keepalive.idle, keepalive.interval, u32::from(keepalive.probes));
+    let keepalive = KeepaliveConfig::new(keepalive.idle, keepalive.interval, keepalive.probes);
     let client = match config.server {
         Server::At(addr) => Client::for_server(addr),
         Server::Auto => Client::for_announcements(None, config.announce_port),

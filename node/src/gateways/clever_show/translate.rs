@@ -155,7 +155,7 @@ fn config_arguments(given: &Arguments) -> Result<Arguments, String> {
     {
         None | Some("modify") => Ok(kwargs([("mode", json!("modify")), ("values", config.clone())])),
         Some("rewrite") => {
-            let text = toml::to_string(config)
+            let text = swarm_shared::config::toml::to_string(config)
                 .map_err(|error| format!("this configuration has no form in TOML: {error}"))?;
             Ok(kwargs([("mode", json!("rewrite")), ("text", text.into())]))
         }

@@ -1,21 +1,21 @@
-//! Hooks: what can be set off by a URL.
+//! Hooks: commands that a URL sends.
 //!
 //! ```toml
 //! [gateways.platypush_http.hooks.lights]        # /hook/lights
-//! action = "led"                             # `allow` of the gateway has to name it too, unless it only reads
-//! target = "drone-*"                         # the gateway's own target unless said
-//! methods = ["POST"]                         # any unless said
-//! token = "…"                                # demanded as `X-Token: …` or `Authorization: Bearer …`
+//! action = "led"                             # has to be in `allow` of the gateway too, unless it only reads
+//! target = "drone-*"                         # the gateway's target unless configured
+//! methods = ["POST"]                         # any unless configured
+//! token = "…"                                # shown as `X-Token: …` or `Authorization: Bearer …`
 //!
 //! [gateways.platypush_http.hooks.lights.parameters.color]
 //! from = "query"                             # query, body or const
-//! key = "colour"                             # what it is called there; `color` unless said
+//! key = "colour"                             # its name there; `color` unless configured
 //! type = "string"                            # string, integer, number or boolean
-//! pattern = "#[0-9a-f]{6}"                   # all of a string
+//! pattern = "#[0-9a-f]{6}"                   # matches the whole string
 //! min = 0                                    # of a number
 //! max = 100
 //! choices = ["#ff0000", "#00ff00"]
-//! default = "#ffffff"                        # demanded if there is none
+//! default = "#ffffff"                        # without it the parameter is required
 //! value = "#ffffff"                          # of a const
 //! ```
 
@@ -23,31 +23,38 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use regex_lite::Regex;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Number, Value};
+use swarm_shared::config::value;
 use swarm_shared::proto::selector::Selector;
-use toml::de::{DeTable, DeValue};
 
-use super::super::{Secret, TOKEN_BYTES_MIN, unknown};
+use super::super::Secret;
 
-/// A hook.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A command that a URL sends.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Hook {
-    /// What it has nodes do.
+    /// The action that is called.
     pub action: String,
-    /// Which; the gateway's own if there is none.
+    /// The nodes; those of the gateway's `target` if absent.
+    #[serde(default, deserialize_with = "target")]
     pub target: Option<Selector>,
-    /// How it may be called, in capitals; any way if there is none.
+    /// HTTP methods that are accepted, in capitals; all if empty.
+    #[serde(default, deserialize_with = "methods")]
     pub methods: Vec<String>,
-    /// What has to be shown.
+    /// What a caller has to show.
     pub token: Option<Secret>,
-    /// What the action is given, by name.
+    /// The arguments of the action, by name.
+    #[serde(default)]
     pub parameters: BTreeMap<String, Parameter>,
 }
 
-/// Something that the action is given.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// An argument of a hook's action.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "RawParameter")]
 pub struct Parameter {
     source: Source,
+    /// Its name in the source; that of the parameter if empty.
     key: String,
     kind: Type,
     pattern: Option<Pattern>,
@@ -55,6 +62,34 @@ pub struct Parameter {
     max: Option<Number>,
     choices: Vec<Value>,
     default: Option<Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawParameter {
+    #[serde(default)]
+    from: SourceKind,
+    #[serde(default)]
+    key: String,
+    #[serde(default)]
+    r#type: Type,
+    #[serde(default, deserialize_with = "pattern")]
+    pattern: Option<Pattern>,
+    min: Option<Number>,
+    max: Option<Number>,
+    #[serde(default)]
+    choices: Vec<Value>,
+    default: Option<Value>,
+    value: Option<Value>,
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum SourceKind {
+    #[default]
+    Query,
+    Body,
+    Const,
 }
 
 /// Where a parameter comes from.
@@ -68,8 +103,10 @@ pub enum Source {
     Const(Value),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
 enum Type {
+    #[default]
     String,
     Integer,
     Number,
@@ -90,86 +127,38 @@ impl PartialEq for Pattern {
 
 impl Eq for Pattern {}
 
-/// What came with a call.
+/// The query and the body of a call.
 #[derive(Clone, Copy, Debug)]
 pub struct HookInput<'a> {
-    /// After the `?`.
+    /// The fields after the `?`.
     pub query: &'a BTreeMap<String, String>,
-    /// The body, if it has fields.
+    /// The fields of the body, if it has any.
     pub body: Option<&'a Map<String, Value>>,
 }
 
-/// Why a call does not fit its hook.
+/// A parameter of a call that breaks its rule.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("parameter {name:?}: {rule}")]
 pub struct BadValue {
-    /// Which.
+    /// The parameter's name.
     pub name: String,
-    /// What it has to be.
+    /// What its value has to be.
     pub rule: String,
 }
 
 /// Longest text of a parameter, in bytes.
 const TEXT_BYTES_MAX: usize = 4096;
 
-const KEYS: &[&str] = &["action", "target", "methods", "token", "parameters"];
-const PARAMETER_KEYS: &[&str] = &[
-    "from", "key", "type", "pattern", "min", "max", "choices", "default", "value",
-];
-
-/// The byte at which something is wrong, and what.
-type Fault = (usize, String);
-
 impl Hook {
-    pub(super) fn parse(name: &str, at: usize, table: &DeTable<'_>) -> Result<Self, Fault> {
-        let mut hook = Self {
-            action: String::new(),
-            target: None,
-            methods: Vec::new(),
-            token: None,
-            parameters: BTreeMap::new(),
-        };
-        for (key, value) in table {
-            let at = value.span().start;
-            let fault = |fault: String| (at, fault);
-            let text = || {
-                let text = value.get_ref().as_str();
-                text.ok_or_else(|| fault(format!("{} of a hook has to be a text in quotes", key.get_ref())))
-            };
-            match key.get_ref().as_ref() {
-                "action" => hook.action = text()?.to_owned(),
-                "target" => {
-                    let target = Selector::parse(text()?);
-                    hook.target = Some(target.map_err(|error| fault(error.to_string()))?);
-                }
-                "methods" => hook.methods = parse_methods(value.get_ref()).map_err(fault)?,
-                "token" => {
-                    let token = text()?;
-                    if token.len() < TOKEN_BYTES_MIN {
-                        return Err(fault(format!(
-                            "a token has at least {TOKEN_BYTES_MIN} characters"
-                        )));
-                    }
-                    hook.token = Some(Secret::new(token));
-                }
-                "parameters" => {
-                    let table = value.get_ref().as_table();
-                    let table = table.ok_or_else(|| fault("parameters are tables".to_owned()))?;
-                    for (name, value) in table {
-                        let parameter = Parameter::parse(name.get_ref(), name.span().start, value.get_ref())?;
-                        hook.parameters.insert(name.get_ref().to_string(), parameter);
-                    }
-                }
-                other => return Err((key.span().start, format!("hook {name}: {}", unknown(other, KEYS)))),
+    pub(super) fn set_default_keys(&mut self) {
+        for (name, parameter) in &mut self.parameters {
+            if parameter.key.is_empty() {
+                parameter.key.clone_from(name);
             }
         }
-        if hook.action.is_empty() {
-            return Err((at, format!("hook {name} says no action: write action = \"led\"")));
-        }
-        Ok(hook)
     }
 
-    /// What the action is given by a call.
+    /// The arguments that a call gives the action.
     ///
     /// # Errors
     /// [`BadValue`].
@@ -185,121 +174,76 @@ impl Hook {
     }
 }
 
-fn parse_methods(value: &DeValue<'_>) -> Result<Vec<String>, String> {
-    let rule = || "methods are a list, in capitals, such as [\"POST\", \"PUT\"]".to_owned();
-    let list = value.as_array().ok_or_else(rule)?;
-    let method = |item: &DeValue<'_>| {
-        let text = item.as_str().filter(|text| {
-            (1..=16).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_uppercase())
-        });
-        text.map(str::to_owned).ok_or_else(rule)
-    };
-    list.iter().map(|item| method(item.get_ref())).collect()
+fn target<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Selector>, D::Error> {
+    value::text(from, Selector::parse).map(Some)
+}
+
+fn methods<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+    value::texts(from, |text| {
+        let valid = (1..=16).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_uppercase());
+        let rule = "is not a method in capitals, such as POST";
+        valid
+            .then(|| text.to_owned())
+            .ok_or_else(|| format!("{text:?} {rule}"))
+    })
+}
+
+fn pattern<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Pattern>, D::Error> {
+    value::text(from, Pattern::parse).map(Some)
+}
+
+impl TryFrom<RawParameter> for Parameter {
+    type Error = String;
+
+    fn try_from(raw: RawParameter) -> Result<Self, String> {
+        let source = match (raw.from, raw.value) {
+            (SourceKind::Query, None) => Source::Query,
+            (SourceKind::Body, None) => Source::Body,
+            (SourceKind::Const, Some(value)) => Source::Const(value),
+            (SourceKind::Const, None) => return Err("from = \"const\" needs a `value`".to_owned()),
+            (SourceKind::Query | SourceKind::Body, Some(_)) => {
+                return Err("`value` needs from = \"const\"".to_owned());
+            }
+        };
+        let parameter = Self {
+            source,
+            key: raw.key,
+            kind: raw.r#type,
+            pattern: raw.pattern,
+            min: raw.min,
+            max: raw.max,
+            choices: raw.choices,
+            default: raw.default,
+        };
+        parameter.check_definition()?;
+        Ok(parameter)
+    }
 }
 
 impl Parameter {
-    fn parse(name: &str, at: usize, value: &DeValue<'_>) -> Result<Self, Fault> {
-        let table = value.as_table();
-        let table = table.ok_or_else(|| (at, format!("parameter {name} is a table")))?;
-        let mut parameter = Self {
-            source: Source::Query,
-            key: name.to_owned(),
-            kind: Type::String,
-            pattern: None,
-            min: None,
-            max: None,
-            choices: Vec::new(),
-            default: None,
-        };
-        let (mut from, mut constant) = ("query".to_owned(), None);
-        for (key, value) in table {
-            let at = value.span().start;
-            let fault = |rule: &str| (at, format!("{} of parameter {name}: {rule}", key.get_ref()));
-            let value = value.get_ref();
-            let text = || {
-                value
-                    .as_str()
-                    .map(str::to_owned)
-                    .ok_or_else(|| fault("a text in quotes"))
-            };
-            let plain = || scalar_value(value).ok_or_else(|| fault("a text, a number, true or false"));
-            let number = || match plain()? {
-                Value::Number(number) => Ok(number),
-                Value::Null | Value::Bool(_) | Value::String(_) | Value::Array(_) | Value::Object(_) => {
-                    Err(fault("a number"))
-                }
-            };
-            match key.get_ref().as_ref() {
-                "from" => from = text()?,
-                "key" => parameter.key = text()?,
-                "type" => {
-                    parameter.kind = match text()?.as_str() {
-                        "string" => Type::String,
-                        "integer" => Type::Integer,
-                        "number" => Type::Number,
-                        "boolean" => Type::Boolean,
-                        _ => return Err(fault("string, integer, number or boolean")),
-                    }
-                }
-                "pattern" => {
-                    parameter.pattern = Some(Pattern::parse(&text()?).map_err(|rule| fault(&rule))?);
-                }
-                "min" => parameter.min = Some(number()?),
-                "max" => parameter.max = Some(number()?),
-                "choices" => {
-                    let list = value.as_array().ok_or_else(|| fault("a list"))?;
-                    let all: Option<_> = list
-                        .iter()
-                        .map(|item| self::scalar_value(item.get_ref()))
-                        .collect();
-                    parameter.choices = all.ok_or_else(|| fault("a list of texts or numbers"))?;
-                }
-                "default" => parameter.default = Some(plain()?),
-                "value" => constant = Some(plain()?),
-                other => {
-                    let text = unknown(other, PARAMETER_KEYS);
-                    return Err((key.span().start, format!("parameter {name}: {text}")));
-                }
-            }
-        }
-        parameter.source = match (from.as_str(), constant) {
-            ("query", None) => Source::Query,
-            ("body", None) => Source::Body,
-            ("const", Some(value)) => Source::Const(value),
-            ("const", None) => return Err((at, format!("parameter {name} is a const and has no `value`"))),
-            ("query" | "body", Some(_)) => {
-                return Err((
-                    at,
-                    format!("parameter {name} has a `value`: write from = \"const\""),
-                ));
-            }
-            (other, _) => {
-                return Err((
-                    at,
-                    format!("parameter {name}: from is query, body or const, not {other:?}"),
-                ));
-            }
-        };
-        parameter.check_definition(name).map_err(|fault| (at, fault))?;
-        Ok(parameter)
-    }
-
-    /// Whether what the configuration itself says fits.
-    fn check_definition(&self, name: &str) -> Result<(), String> {
+    /// Checks the values that the configuration itself gives.
+    fn check_definition(&self) -> Result<(), String> {
         if self.pattern.is_some() && self.kind != Type::String {
-            return Err(format!("parameter {name}: a pattern is for strings"));
+            return Err("`pattern` is for type string".to_owned());
         }
         if (self.min.is_some() || self.max.is_some()) && !matches!(self.kind, Type::Integer | Type::Number) {
-            return Err(format!("parameter {name}: min and max are for numbers"));
+            return Err("`min` and `max` are for types integer and number".to_owned());
+        }
+        let is_scalar = |value: &Value| value.is_string() || value.is_number() || value.is_boolean();
+        if let Some(choice) = self.choices.iter().find(|choice| !is_scalar(choice)) {
+            return Err(format!(
+                "`choices` holds {choice}, which is not a text, a number, true or false"
+            ));
         }
         let constant = match &self.source {
             Source::Const(value) => Some(value),
             Source::Query | Source::Body => None,
         };
-        let own = [("value", constant), ("default", self.default.as_ref())];
-        for (key, own) in own.into_iter().filter_map(|(key, own)| Some((key, own?))) {
-            self.check(own)
-                .map_err(|rule| format!("parameter {name}: `{key}` is {own}, but it {rule}"))?;
+        for (key, value) in [("value", constant), ("default", self.default.as_ref())] {
+            if let Some(value) = value {
+                self.check(value)
+                    .map_err(|rule| format!("`{key}` is {value}, but it {rule}"))?;
+            }
         }
         Ok(())
     }
@@ -309,7 +253,7 @@ impl Parameter {
             Source::Const(value) => return Ok(Some(value.clone())),
             Source::Query => given.query.get(&self.key).map(|text| self.parse_text(text)),
             Source::Body => given.body.and_then(|body| body.get(&self.key)).map(|value| {
-                // Forms know texts only.
+                // A form has only texts.
                 value
                     .as_str()
                     .map_or_else(|| value.clone(), |text| self.parse_text(text))
@@ -329,7 +273,7 @@ impl Parameter {
         }
     }
 
-    /// A text as the value that it stands for; as it is, if it stands for none.
+    /// The value that a text stands for; the text itself if it stands for none.
     fn parse_text(&self, text: &str) -> Value {
         let read = match self.kind {
             Type::String => None,
@@ -408,7 +352,7 @@ impl Pattern {
     }
 }
 
-/// Whole numbers as what they are: not all of them are floating-point numbers.
+/// Compares whole numbers exactly: not all of them are floating-point numbers.
 fn compare(a: &Number, b: &Number) -> Option<Ordering> {
     match (a.as_i128(), b.as_i128()) {
         (Some(a), Some(b)) => Some(a.cmp(&b)),
@@ -416,26 +360,10 @@ fn compare(a: &Number, b: &Number) -> Option<Ordering> {
     }
 }
 
-/// The same value; `1` and `1.0` are.
+/// Whether two values are equal; `1` and `1.0` are.
 fn is_same(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Number(a), Value::Number(b)) => compare(a, b).is_some_and(Ordering::is_eq),
         _ => a == b,
     }
-}
-
-/// A value without parts.
-fn scalar_value(value: &DeValue<'_>) -> Option<Value> {
-    if let Some(text) = value.as_str() {
-        return Some(text.into());
-    }
-    if let Some(flag) = value.as_bool() {
-        return Some(flag.into());
-    }
-    if let Some(number) = value.as_integer() {
-        let number = i64::from_str_radix(number.as_str(), number.radix());
-        return number.ok().map(Value::from);
-    }
-    let number: f64 = value.as_float()?.as_str().parse().ok()?;
-    Number::from_f64(number).map(Value::Number)
 }

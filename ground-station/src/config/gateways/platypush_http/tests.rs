@@ -143,39 +143,45 @@ fn integer_bounds_are_compared_exactly() {
 fn hook_errors_name_the_line() {
     let hook = |text: &str| format!("[gateways.platypush_http.hooks.x]\n{text}");
     for (text, wanted) in [
-        ("", "config.toml:1: hook x says no action"),
+        (
+            "",
+            "config.toml:1: gateways.platypush_http.hooks.x: missing field `action`",
+        ),
         (
             "acton = \"led\"",
-            "config.toml:2: hook x: unknown key \"acton\"; did you mean \"action\"?",
+            "config.toml:2: unknown key `gateways.platypush_http.hooks.x.acton`; did you mean `action`?",
         ),
-        ("action = 1", "config.toml:2: action of a hook has to be a text"),
+        (
+            "action = 1",
+            "config.toml:2: gateways.platypush_http.hooks.x.action: invalid type",
+        ),
         (
             "action = \"a\"\ntoken = \"x\"",
-            "config.toml:3: a token has at least 16",
+            "config.toml:3: gateways.platypush_http.hooks.x.token: a token has at least 16",
         ),
         (
             "action = \"a\"\nmethods = [\"post\"]",
-            "config.toml:3: methods are a list",
+            "config.toml:3: gateways.platypush_http.hooks.x.methods: \"post\" is not a method in capitals",
         ),
         (
             "action = \"a\"\nparameters.p = { form = \"query\" }",
-            "unknown key \"form\"; did you mean \"from\"?",
+            "x.parameters.p.form`; did you mean `from`?",
         ),
         (
             "action = \"a\"\nparameters.p = { from = \"const\" }",
-            "is a const and has no `value`",
+            "parameters.p: from = \"const\" needs a `value`",
         ),
         (
             "action = \"a\"\nparameters.p = { value = 1 }",
-            "write from = \"const\"",
+            "parameters.p: `value` needs from = \"const\"",
         ),
         (
             "action = \"a\"\nparameters.p = { type = \"integer\", default = \"x\" }",
-            "parameter p: `default` is \"x\", but it has to be a whole number",
+            "parameters.p: `default` is \"x\", but it has to be a whole number",
         ),
         (
             "action = \"a\"\nparameters.p = { type = \"integer\", pattern = \"x\" }",
-            "a pattern is for strings",
+            "`pattern` is for type string",
         ),
         (
             "action = \"a\"\nparameters.p = { pattern = \"(\" }",
@@ -183,18 +189,18 @@ fn hook_errors_name_the_line() {
         ),
         (
             "action = \"a\"\nparameters.p = { min = 1 }",
-            "min and max are for numbers",
+            "`min` and `max` are for types integer and number",
         ),
     ] {
         let error = read(&hook(text)).expect_err(text);
         assert!(error.contains(wanted), "{error}");
     }
     for bad in [
-        "[gateways.platypush_http.hooks.\"a/b\"]",
+        "[gateways.platypush_http.hooks.\"a/b\"]\naction = \"led\"",
         "[gateways.platypush_http.resources]\n\"..\" = \"/\"",
     ] {
         let error = read(bad).expect_err(bad);
-        assert!(error.contains("is no name of a"), "{error}");
+        assert!(error.contains("is not the name of a"), "{error}");
     }
     read("[gateways.platypush_http.resources]\na = 1").expect_err("no directory");
 }
