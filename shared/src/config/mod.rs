@@ -356,10 +356,8 @@ fn find_unknown(
 /// The path of the innermost key that covers a byte. A key of a variable may be in a table of the file.
 fn path_at(table: &DeTable<'_>, byte: usize) -> Vec<String> {
     let paths = table.iter().filter_map(|(name, value)| {
-        let mut path = match value.get_ref() {
-            DeValue::Table(table) => path_at(table, byte),
-            _ => Vec::new(),
-        };
+        let table = value.get_ref().as_table();
+        let mut path = table.map(|table| path_at(table, byte)).unwrap_or_default();
         // A value that could not be read has an empty span.
         let covered = |span: Range<usize>| span.contains(&byte) || span.start == byte;
         let covers = !path.is_empty() || covered(name.span()) || covered(value.span());
@@ -451,7 +449,7 @@ fn override_text(schema: &Kind, prefix: &str, variable: &str, value: &str) -> Re
             value.to_owned()
         }
         // The type refuses it, and says what it takes.
-        _ => quoted(value),
+        Kind::List | Kind::Map(_) | Kind::Table(_) | Kind::Value | Kind::Any => quoted(value),
     };
     Ok(format!("{} = {value}", path.join(".")))
 }
