@@ -1,4 +1,4 @@
-//! One plug-in's connection: drains what the conversation wants done, then takes one input.
+//! The task of one plug-in's connection: applies the protocol's effects, then takes one input.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -18,40 +18,40 @@ use tokio_util::sync::CancellationToken;
 
 use super::{CALL_QUEUE_MAX, CallRequest, CallSender, PluginGuard, Plugins};
 
-/// How long a plug-in may read nothing while something waits for it.
+/// How long a plug-in may read nothing while bytes wait for it.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
-/// What may wait to be written, in bytes: a frame of the longest kind and a little. Beyond it, calls are busy and the
-/// plug-in is not read from.
+/// Bytes that may wait to be written: one frame of the longest kind, and a little. Beyond it, calls are busy and
+/// nothing is read from the plug-in.
 const OUT_BYTES_MAX: usize = 1024 * 1024 + 64 * 1024;
-/// How much is read at once, in bytes, where no frame says how long it is.
+/// Bytes that are read at once while no frame announces its length.
 const READ_BYTES: usize = 8 * 1024;
-/// How long the last words may take.
+/// Time to write the last bytes.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// What there is besides the socket.
+/// Everything but the socket.
 struct PluginConnection {
     plugins: Plugins,
     welcome: Value,
     pid: Option<i32>,
-    conversation: PluginProtocol,
+    protocol: PluginProtocol,
     guard: Option<PluginGuard>,
     calls: CallSender,
     pending: BTreeMap<u64, oneshot::Sender<Reply>>,
     reader: FrameReader,
     out_buffer: BytesMut,
-    /// Bytes ever put into `out`, and taken from it.
+    /// Bytes ever added to `out`, and removed from it.
     queued_bytes: u64,
     written_bytes: u64,
-    /// Calls that are done when so many bytes are taken.
+    /// Calls that are done once so many bytes are written.
     handovers: VecDeque<(u64, u64)>,
-    /// When `out` last was empty or became shorter.
+    /// When `out` was last empty or became shorter.
     last_progress: Instant,
-    /// Nothing can be written any more; what the program said before is still read.
+    /// Writing has failed; bytes that the program sent before are still read.
     write_failed: bool,
     close_reason: Option<String>,
 }
 
-/// Serves one program until it goes, is told to, or `stop`.
+/// Serves one program until it disconnects, is disconnected, or `shutdown`.
 pub(super) async fn serve(stream: UnixStream, plugins: Plugins, welcome: Value, shutdown: CancellationToken) {
     let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
     let (mut read, mut write) = stream.into_split();
@@ -62,7 +62,7 @@ pub(super) async fn serve(stream: UnixStream, plugins: Plugins, welcome: Value, 
         plugins,
         welcome,
         pid,
-        conversation: PluginProtocol::new(now),
+        protocol: PluginProtocol::new(now),
         guard: None,
         calls: CallSender {
             queue: sender,
@@ -88,7 +88,7 @@ pub(super) async fn serve(stream: UnixStream, plugins: Plugins, welcome: Value, 
         let wait = connection.next_timeout().saturating_duration_since(clock::now());
         tokio::select! {
             biased;
-            () = shutdown.cancelled() => connection.conversation.close("the node is shutting down"),
+            () = shutdown.cancelled() => connection.protocol.close("the node is shutting down"),
             () = abandoned.notified() => connection.cancel_abandoned(),
             Some(order) = call_queue.recv() => connection.on_call(order),
             wrote = write.write_buf(&mut connection.out_buffer), if !connection.out_buffer.is_empty() && !connection.write_failed => connection.on_written(wrote),
@@ -97,15 +97,15 @@ pub(super) async fn serve(stream: UnixStream, plugins: Plugins, welcome: Value, 
         }
     };
     let name = connection.name().to_owned();
-    // From here on nobody finds it.
+    // New callers cannot find it from here on.
     connection.guard = None;
     call_queue.close();
     while let Ok(order) = call_queue.try_recv() {
         let why = format!("the plug-in {name} went away before {} began", order.call.name);
         let _asker_gone = order.reply.send(Reply::refused(why));
     }
-    tracing::info!(plugin = name, pid, why = closed, "plug-in gone");
-    // Whoever is gone, or does not read, cannot be told.
+    tracing::info!(plugin = name, pid, why = closed, "Plug-in disconnected");
+    // A program that is gone or does not read cannot be notified.
     let _untold = tokio::time::timeout(FLUSH_TIMEOUT, write.write_all_buf(&mut connection.out_buffer)).await;
 }
 
@@ -116,7 +116,7 @@ impl PluginConnection {
 
     fn next_timeout(&self) -> Instant {
         let write_deadline = (!self.out_buffer.is_empty()).then(|| self.last_progress + READ_TIMEOUT);
-        let next = [write_deadline, self.conversation.poll_timeout()]
+        let next = [write_deadline, self.protocol.poll_timeout()]
             .into_iter()
             .flatten()
             .min();
@@ -125,33 +125,33 @@ impl PluginConnection {
 
     fn handle_timeout(&mut self, now: Instant) {
         if !self.out_buffer.is_empty() && now >= self.last_progress + READ_TIMEOUT {
-            self.conversation
+            self.protocol
                 .on_disconnected(&format!("it read nothing for {READ_TIMEOUT:?}"));
         }
-        self.conversation.handle_timeout(now);
+        self.protocol.handle_timeout(now);
     }
 
-    /// Calls off each call that nobody waits for any more.
+    /// Cancels each call whose caller has stopped waiting.
     fn cancel_abandoned(&mut self) {
         let abandoned = self.pending.iter().filter(|(_, done)| done.is_closed());
         let numbers: Vec<u64> = abandoned.map(|(number, _)| *number).collect();
         for number in numbers {
-            self.conversation.cancel(number);
+            self.protocol.cancel(number);
         }
     }
 
     fn on_call(&mut self, CallRequest { call, reply: done }: CallRequest) {
         if done.is_closed() {
-            return tracing::debug!(action = call.name, "called off before it began");
+            return tracing::debug!(action = call.name, "Call cancelled before it started");
         }
         if self.out_buffer.len() >= OUT_BYTES_MAX {
             let why = format!("busy: the plug-in {} does not read; try again", self.name());
-            tracing::debug!(action = call.name, why, "refused");
+            tracing::debug!(action = call.name, why, "Call refused");
             let _asker_gone = done.send(Reply::refused(why));
             return;
         }
         self.pending.insert(call.number, done);
-        self.conversation
+        self.protocol
             .start_call(call, clock::now(), clock::boot_time_ms());
     }
 
@@ -167,43 +167,43 @@ impl PluginConnection {
             && at <= self.written_bytes
         {
             self.handovers.pop_front();
-            self.conversation.on_written(number);
+            self.protocol.on_written(number);
         }
     }
 
     fn on_read(&mut self, bytes: io::Result<usize>, inbox: &mut BytesMut) {
         match bytes {
-            Ok(0) => return self.conversation.on_disconnected("it closed its connection"),
-            // The same, before it had read all.
+            Ok(0) => return self.protocol.on_disconnected("it closed its connection"),
+            // The same, before all bytes were read.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
-                return self.conversation.on_disconnected("it closed its connection");
+                return self.protocol.on_disconnected("it closed its connection");
             }
-            Err(error) => return self.conversation.on_disconnected(&error.to_string()),
+            Err(error) => return self.protocol.on_disconnected(&error.to_string()),
             Ok(_) => {}
         }
-        while !self.conversation.is_closed() {
+        while !self.protocol.is_closed() {
             match self.reader.next_frame(inbox) {
                 Ok(Some(frame)) => {
-                    self.conversation.handle_frame(&frame, clock::now());
+                    self.protocol.handle_frame(&frame, clock::now());
                     self.apply_events();
                 }
                 Ok(None) => return,
-                Err(error) => self.conversation.close(&format!("not a frame: {error}")),
+                Err(error) => self.protocol.close(&format!("not a frame: {error}")),
             }
         }
     }
 
-    /// Does what the conversation wants done.
+    /// Applies the protocol's effects.
     fn apply_events(&mut self) {
-        while let Some(event) = self.conversation.poll_event() {
+        while let Some(event) = self.protocol.poll_event() {
             match event {
                 Event::Send(frame, handover) => self.queue_frame(&frame, handover),
                 Event::Register(registration) => {
                     let name = registration.name.clone();
                     let registered = self.plugins.register(registration, self.calls.clone(), self.pid);
-                    self.conversation.finish_registration(match registered {
+                    self.protocol.finish_registration(match registered {
                         Ok(seat) => {
-                            tracing::info!(plugin = name, pid = self.pid, "plug-in registered");
+                            tracing::info!(plugin = name, pid = self.pid, "Plug-in registered");
                             self.guard = Some(seat);
                             self.reader.set_limits(LIMITS);
                             Ok(self.welcome.clone())
@@ -222,10 +222,12 @@ impl PluginConnection {
                     }
                 }
                 Event::Log(level, text) => log(self.name(), level, &text),
-                Event::Ignored(note) => tracing::debug!(plugin = self.name(), note, "passed over"),
+                Event::Ignored(note) => {
+                    tracing::debug!(plugin = self.name(), note, "Message of plug-in ignored");
+                }
                 Event::Close(why) => {
                     if self.guard.is_none() {
-                        tracing::warn!(pid = self.pid, why, "a program did not become a plug-in");
+                        tracing::warn!(pid = self.pid, why, "Plug-in registration failed");
                     }
                     self.close_reason = Some(why);
                 }
@@ -239,8 +241,8 @@ impl PluginConnection {
         }
         let before = self.out_buffer.len();
         if let Err(error) = frame.encode(&mut self.out_buffer) {
-            tracing::warn!(plugin = self.name(), %error, "a frame for a plug-in cannot be written");
-            return self.conversation.on_disconnected(&error.to_string());
+            tracing::warn!(plugin = self.name(), %error, "Frame for plug-in not written");
+            return self.protocol.on_disconnected(&error.to_string());
         }
         self.queued_bytes += (self.out_buffer.len() - before) as u64;
         if let Some(number) = handover {
@@ -251,9 +253,9 @@ impl PluginConnection {
 
 fn log(plugin: &str, level: LogLevel, text: &str) {
     match level {
-        LogLevel::Debug => tracing::debug!(plugin, ?text, "says"),
-        LogLevel::Info => tracing::info!(plugin, ?text, "says"),
-        LogLevel::Warning => tracing::warn!(plugin, ?text, "says"),
-        LogLevel::Error => tracing::error!(plugin, ?text, "says"),
+        LogLevel::Debug => tracing::debug!(plugin, ?text, "Plug-in logged"),
+        LogLevel::Info => tracing::info!(plugin, ?text, "Plug-in logged"),
+        LogLevel::Warning => tracing::warn!(plugin, ?text, "Plug-in logged"),
+        LogLevel::Error => tracing::error!(plugin, ?text, "Plug-in logged"),
     }
 }

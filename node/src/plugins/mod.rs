@@ -1,16 +1,17 @@
-//! Plug-ins: programs on this device that add actions, questions and readings, over `plugin.sock`.
+//! Plug-ins: programs on this device that add actions, requests and readings, over `plugin.sock`.
 //!
 //! | task | owns | ends |
 //! |---|---|---|
-//! | listener ([`serve`]) | the socket | at stop |
-//! | one for each plug-in | its connection, what it has to answer, its place in the table | with the connection, or at stop |
+//! | listener ([`serve`]) | the socket | at shutdown |
+//! | one for each plug-in | its connection, its open calls, its entry in the table | with the connection, or at shutdown |
 //!
-//! What a program says is decided in [`swarm_shared::proto::foreign::plugin`]; here it is carried out. Nothing that a plug-in
-//! does holds up the node: queues are bounded, a full one is `busy` at once, and one that does not read is dropped.
+//! [`swarm_shared::proto::foreign::plugin`] decides what a message means; this module carries it out. A plug-in never
+//! delays the node: queues are bounded, a full one is `busy` at once, and a plug-in that does not read is
+//! disconnected.
 //!
-//! Invariants: a name belongs to one action at a time, and a built-in or an owner's action goes before every plug-in;
-//! a plug-in is in the table exactly as long as its connection lives; a call that nobody waits for is called off,
-//! however many others wait.
+//! Invariants: a name belongs to one action at a time, and built-in actions and the owner's actions take precedence
+//! over plug-ins; a plug-in is in the table exactly as long as its connection lives; a call whose caller has stopped
+//! waiting is cancelled.
 
 mod connection;
 #[cfg(test)]
@@ -39,12 +40,12 @@ use tokio_util::task::TaskTracker;
 use crate::config::{BUILT_IN_ACTIONS, Config};
 use crate::status::PluginView;
 
-/// Calls of one plug-in that may wait for its task; one more is refused as busy.
+/// Calls of one plug-in that wait for its task; one more is refused as busy.
 const CALL_QUEUE_MAX: usize = 32;
-/// How long one plug-in too many is told so, and how long to wait after the socket failed.
+/// Time to send the refusal of a plug-in above the limit, and pause after an error of the socket.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(200);
 
-/// The plug-ins that are connected. Cheap to clone.
+/// The connected plug-ins. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Plugins {
     inner: Arc<Inner>,
@@ -52,7 +53,7 @@ pub struct Plugins {
 
 #[derive(Debug)]
 struct Inner {
-    /// The owner's actions.
+    /// Names of the owner's actions.
     configured_actions: BTreeSet<String>,
     table: Mutex<BTreeMap<String, Plugin>>,
     changes: watch::Sender<u64>,
@@ -68,15 +69,15 @@ struct Plugin {
     readings: BTreeMap<String, (Value, Instant)>,
 }
 
-/// The way to the task of a plug-in.
+/// Sends calls to the task of a plug-in.
 #[derive(Clone, Debug)]
 struct CallSender {
     queue: mpsc::Sender<CallRequest>,
-    /// Somebody who waited for a call does not any more. It needs no room: the task then looks which calls those are.
+    /// Notified when a caller stops waiting; the task then finds the closed calls.
     abandoned: Arc<Notify>,
 }
 
-/// A call for the task of a plug-in. Nobody waits for it any more once `done` is closed.
+/// A call for the task of a plug-in. Its caller has stopped waiting once `done` is closed.
 #[derive(Debug)]
 struct CallRequest {
     call: Call,
@@ -86,18 +87,18 @@ struct CallRequest {
 /// An action or a request of a plug-in, ready to be called.
 #[derive(Clone, Debug)]
 pub struct PluginAction {
-    /// Its name.
+    /// Name of the action or request.
     pub name: String,
-    /// Whose it is.
+    /// Name of the plug-in.
     pub plugin: String,
-    /// What the plug-in said of it: traits, time-out, rules.
+    /// Properties, time-out and argument rules from the registration.
     pub entry: Callable,
     calls: CallSender,
     number: u64,
 }
 
 impl Plugins {
-    /// None yet. What `config` names itself is not for them to take.
+    /// No plug-ins. Names that `config` uses are refused to plug-ins.
     pub fn new(config: &Config) -> Self {
         Self {
             inner: Arc::new(Inner {
@@ -122,7 +123,7 @@ impl Plugins {
         })
     }
 
-    /// All actions and requests, in the order of their names.
+    /// All actions and requests, sorted by name.
     pub fn actions(&self) -> Vec<PluginAction> {
         let table = self.table();
         let of = |(plugin, at): (&String, &Plugin)| -> Vec<PluginAction> {
@@ -145,12 +146,12 @@ impl Plugins {
         }
     }
 
-    /// Changes whenever a plug-in comes or goes.
+    /// Changes whenever a plug-in registers or disconnects.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.inner.changes.subscribe()
     }
 
-    /// What the plug-ins have told last, by plug-in and field; `None` if there is nothing.
+    /// The newest readings by plug-in and field; `None` without readings.
     pub fn readings(&self, now: Instant) -> Option<Value> {
         let table = self.table();
         let mut all = Map::new();
@@ -175,7 +176,7 @@ impl Plugins {
         (!all.is_empty()).then_some(Value::Object(all))
     }
 
-    /// For `status`.
+    /// The plug-ins as `status` shows them.
     pub fn views(&self) -> Vec<PluginView> {
         let names = |plugin: &Plugin, kind: CallableKind| {
             let entries = plugin.registration.callables.iter();
@@ -196,7 +197,7 @@ impl Plugins {
         self.table().iter().map(view).collect()
     }
 
-    /// Takes a plug-in into the table, for as long as its seat is kept.
+    /// Registers a plug-in until the returned guard is dropped.
     fn register(
         &self,
         registration: Registration,
@@ -259,7 +260,7 @@ impl Plugins {
     }
 }
 
-/// A plug-in's place in the table. Dropping it takes away all that the plug-in offers.
+/// An entry in the table. Dropping it removes everything that the plug-in offers.
 #[derive(Debug)]
 struct PluginGuard {
     plugins: Plugins,
@@ -267,7 +268,7 @@ struct PluginGuard {
 }
 
 impl PluginGuard {
-    /// Keeps the newest value of each field.
+    /// Stores the newest value of each field.
     fn record_readings(&self, fields: Vec<(String, Value)>, now: Instant) {
         if let Some(plugin) = self.plugins.table().get_mut(&self.name) {
             plugin
@@ -285,7 +286,7 @@ impl Drop for PluginGuard {
 }
 
 impl PluginAction {
-    /// Has the plug-in do it. Dropping the future calls it off.
+    /// Calls the plug-in. Dropping the future cancels the call.
     pub async fn call(self, arguments: Arguments, deadline: Option<Instant>) -> Reply {
         let (name, plugin) = (self.name, self.plugin);
         let call = Call {
@@ -316,7 +317,7 @@ impl PluginAction {
     }
 }
 
-/// Calls off what nobody waits for any more.
+/// Cancels the call when its caller is dropped.
 struct ReplyWaiter {
     reply: oneshot::Receiver<Reply>,
     abandoned: Arc<Notify>,
@@ -324,13 +325,13 @@ struct ReplyWaiter {
 
 impl Drop for ReplyWaiter {
     fn drop(&mut self) {
-        // In this order, so that whoever is woken sees it.
+        // In this order, so that the task sees the closed call when it wakes.
         self.reply.close();
         self.abandoned.notify_one();
     }
 }
 
-/// Lets programs register until `stop`. `welcome` says whom they have reached.
+/// Accepts plug-ins until `shutdown`. `welcome` is the response to a registration.
 pub async fn serve(
     listener: UnixListener,
     plugins: Plugins,
@@ -346,7 +347,7 @@ pub async fn serve(
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => stream,
                 Err(error) => {
-                    tracing::warn!(%error, "the socket for plug-ins");
+                    tracing::warn!(%error, "Plug-in socket failed");
                     tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
                     continue;
                 }
@@ -367,10 +368,10 @@ pub async fn serve(
 
 async fn reject(mut stream: UnixStream) {
     let why = format!("busy: {PLUGINS_MAX} plug-ins are connected; end one first");
-    tracing::warn!(why, "a plug-in is turned away");
+    tracing::warn!(why, "Plug-in refused: too many are connected");
     let mut bytes = BytesMut::new();
     if register_error(&why).encode(&mut bytes).is_ok() {
-        // A fresh socket has room; whoever hung up already need not be told.
+        // A new socket has buffer space; a closed one needs no answer.
         let _told = tokio::time::timeout(ACCEPT_RETRY_DELAY, stream.write_all(&bytes)).await;
     }
 }

@@ -1,4 +1,4 @@
-//! Every use of the door in the node's log, as often as a memory card can bear: what is left out is counted.
+//! Logs each use of the gateway, at a rate that an SD card can bear; omitted lines are counted.
 
 use std::net::SocketAddr;
 
@@ -6,9 +6,9 @@ use swarm_shared::net::clock;
 use swarm_shared::net::sync::Mutex;
 use swarm_shared::proto::rate::{Throttle, TokenBucket};
 
-/// Lines in a second, in the long run; the others are counted.
+/// Lines logged in a second, on average.
 const LINES_PER_SECOND: u32 = 5;
-/// Lines at once.
+/// Lines logged at once.
 const LINES_BURST: u32 = 100;
 
 #[derive(Debug)]
@@ -28,7 +28,7 @@ impl Default for ThrottledLog {
 }
 
 impl ThrottledLog {
-    /// Tells of one use, and how it ended. Texts of the other side are escaped as field values.
+    /// Logs one use and its outcome. Texts of the server are field values, and so escaped.
     pub(super) fn record(
         &self,
         server: Option<SocketAddr>,
@@ -43,10 +43,10 @@ impl ThrottledLog {
         let server = server.map(tracing::field::display);
         match outcome {
             Ok(outcome) => {
-                tracing::info!(target: "door", door = "clever_show", server, what, name, outcome, left_out);
+                tracing::info!(target: "gateway", gateway = "clever_show", server, what, name, outcome, left_out);
             }
             Err(why) => {
-                tracing::warn!(target: "door", door = "clever_show", server, what, name, why, left_out, "not done");
+                tracing::warn!(target: "gateway", gateway = "clever_show", server, what, name, why, left_out, "Request not done");
             }
         }
     }

@@ -128,17 +128,17 @@ fn log_warnings(config: &CleverShow, has_stop: bool) {
     let allow = config.allow.len();
     match config.server {
         Server::At(server) => tracing::warn!(
-            target: "door", %server, allow, role = %config.role,
+            target: "gateway", %server, allow, role = %config.role,
             "Clever-show server configured: any program at that address, or on the path to it, can command this node"
         ),
         Server::Auto => tracing::warn!(
-            target: "door", port = config.announce_port, allow, role = %config.role,
+            target: "gateway", port = config.announce_port, allow, role = %config.role,
             "Clever-show server configured as \"auto\": any program on this network can announce itself and command this node"
         ),
     }
     if let Some(why) = ignored_stop_reason(config, has_stop) {
         tracing::warn!(
-            target: "door", why,
+            target: "gateway", why,
             "Emergency stop ineffective: a ground station's stop, which arrives by clever-show as {STOP_ACTION:?}, has no effect on this node"
         );
     }
@@ -200,7 +200,7 @@ impl CleverShowGateway {
         );
         loop {
             let (stream, server) = self.next_connection(&mut client).await;
-            tracing::info!(target: "door", %server, "Clever-show server connected");
+            tracing::info!(target: "gateway", %server, "Clever-show server connected");
             let since = |now| {
                 *self.connected_since.lock() = now;
             };
@@ -209,7 +209,7 @@ impl CleverShowGateway {
             let ended = self.connection.connect(stream).await;
             since(None);
             update_status(ServerState::Lost, Some(server));
-            tracing::info!(target: "door", %server, why = %ended, "Clever-show server disconnected");
+            tracing::info!(target: "gateway", %server, why = %ended, "Clever-show server disconnected");
         }
     }
 
@@ -224,7 +224,7 @@ impl CleverShowGateway {
                 Ok(()) = problem.changed() => {
                     let why = problem.borrow_and_update().clone();
                     if let Some(why) = &why {
-                        tracing::warn!(target: "door", why, "Clever-show server not reached; retrying");
+                        tracing::warn!(target: "gateway", why, "Clever-show server not reached; retrying");
                     }
                     self.status.update(|facts| {
                         if let Some(view) = &mut facts.clever_show {

@@ -1,4 +1,4 @@
-//! Foreign words into ours and back. Pure.
+//! Translates clever-show's actions and requests to ours, and our replies to its responses. Pure.
 //!
 //! | clever-show | ours |
 //! |---|---|
@@ -6,9 +6,9 @@
 //! | `reboot_all` | `reboot` |
 //! | `id{new_id}` | `id`, by clever-show's rule: `/hostname`, `/ip` and `/default` are special |
 //! | `config{config, mode}` | `config`: `modify` with the object as values, `rewrite` with it as the whole file |
-//! | anything else | the action or question of that name |
+//! | anything else | the action of that name |
 //!
-//! An action of the owner's goes before a word of this table that we do not have ourselves.
+//! An action of the owner takes precedence over a name in this table that the node does not have itself.
 
 use serde_json::{Value, json};
 use swarm_shared::proto::message::Arguments;
@@ -17,16 +17,19 @@ use swarm_shared::proto::outcome::{Outcome, Reply};
 use super::Readings;
 use crate::config;
 
-/// What makes up special names.
+/// Sources of special names.
 pub(super) struct NameSources {
     pub(super) address: fn() -> String,
-    /// Below 10,000.
+    /// A random number below 10,000.
     pub(super) number: fn() -> u64,
 }
 
 type Translated = Result<(String, Arguments), String>;
 
-/// What a message asks for.
+/// The node's action for an action of the server.
+///
+/// # Errors
+/// Which argument is missing or invalid.
 pub(super) fn action(
     name: &str,
     given: Arguments,
@@ -46,7 +49,10 @@ pub(super) fn action(
     Ok((name.to_owned(), arguments))
 }
 
-/// What a request asks for.
+/// The node's action for a request of the server.
+///
+/// # Errors
+/// Which argument is missing or invalid.
 pub(super) fn request(
     name: &str,
     given: Arguments,
@@ -54,19 +60,19 @@ pub(super) fn request(
     names: &NameSources,
 ) -> Translated {
     match name {
-        // Servers of later versions rename by asking.
+        // Later servers rename a drone by a request.
         "id" if given.kwargs.get("new_id").is_some_and(|id| !id.is_null()) => action(name, given, own, names),
         "id" | "time" | "telemetry" | "selfcheck" | "config" => Ok((name.to_owned(), Arguments::default())),
         _ => action(name, given, own, names),
     }
 }
 
-/// Whether a request for `config` wants to know what may be in it.
+/// Whether a request for `config` asks for the allowed keys too.
 pub(super) fn wants_spec(given: &Arguments) -> bool {
     given.kwargs.get("send_configspec") == Some(&Value::Bool(true))
 }
 
-/// What a request is answered with; `None` if it is not. `now` is in seconds since 1970.
+/// The response to a request; `None` if there is none. `now` is in seconds since 1970.
 pub(super) fn response_value(name: &str, reply: &Reply, with_spec: bool, now: f64) -> Option<Value> {
     let value = reply.value.clone().unwrap_or_default();
     if name == "selfcheck" {
@@ -90,24 +96,24 @@ pub(super) fn response_value(name: &str, reply: &Reply, with_spec: bool, now: f6
     })
 }
 
-/// Readings as a server shows them: its clock's difference is reckoned from `time_delta`, and what plug-ins tell stands
-/// beside ours under its own name, unless that is taken.
+/// Readings in clever-show's form: `time_delta` is the node's clock, and readings of plug-ins are added under their own
+/// names, unless a reading of the node has that name.
 pub(super) fn readings(mut value: Readings, now: f64) -> Readings {
-    let told: Vec<(String, Value)> = value
+    let from_plugins: Vec<(String, Value)> = value
         .get("plugins")
         .and_then(Value::as_object)
         .into_iter()
         .flat_map(|plugins| plugins.values().filter_map(Value::as_object).flatten())
-        .filter_map(|(field, told)| Some((field.clone(), told.get("value")?.clone())))
+        .filter_map(|(field, reading)| Some((field.clone(), reading.get("value")?.clone())))
         .collect();
-    for (field, told) in told {
-        value.entry(field).or_insert(told);
+    for (field, reading) in from_plugins {
+        value.entry(field).or_insert(reading);
     }
     value.insert("time_delta".to_owned(), json!(now));
     value
 }
 
-/// The names of what is not as it should be, with why.
+/// The failed checks, each with its reason.
 fn failed_checks(checks: &Value) -> Value {
     let checks = checks.as_array().map(Vec::as_slice).unwrap_or_default();
     let bad = checks.iter().filter(|check| check["ok"] == false);
@@ -136,7 +142,7 @@ fn rename_arguments(new_id: &str, names: &NameSources) -> Arguments {
     let name = match new_id.to_ascii_lowercase().as_str() {
         "/ip" => (names.address)().replace(['.', ':'], "-"),
         "/default" => format!("copter{:04}", (names.number)()),
-        // `id` knows /hostname, and refuses what is no name.
+        // `id` handles /hostname, and refuses an invalid name.
         "/hostname" => "/hostname".to_owned(),
         _ => new_id.to_owned(),
     };

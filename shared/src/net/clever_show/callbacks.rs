@@ -1,4 +1,4 @@
-//! What to do when the peer says something.
+//! Callbacks for the messages of a peer.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -16,9 +16,9 @@ use crate::net::roots::Roots;
 use crate::proto::foreign::clever_show::{FILE_TRANSFER, memory_bytes};
 use crate::proto::message::Arguments;
 
-/// Callbacks that are at work at once; then the peer waits.
+/// Callbacks that run at once; at the limit nothing is read from the peer.
 pub const CALLBACKS_MAX: usize = 64;
-/// What the arguments of callbacks that are at work may take, in bytes; then the peer waits.
+/// Memory of the arguments of running callbacks, in bytes; at the limit nothing is read from the peer.
 pub const CALLBACKS_BYTES_MAX: u32 = 16 * 1024 * 1024;
 
 type CallbackFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -26,9 +26,9 @@ type MessageCallback = Arc<dyn Fn(ConnectionManager, Arguments) -> CallbackFutur
 type RequestCallback =
     Arc<dyn Fn(ConnectionManager, Arguments) -> CallbackFuture<Result<Value, String>> + Send + Sync>;
 
-/// Callbacks by the names that they are registered for. Each begins when its message has come, in that order; one that
-/// takes long does not hold up the next. A file is in its place before the next message is looked at, and one that is
-/// asked for has been read, as by the real program. Cheap to clone.
+/// Callbacks by action and by requested value. They start in the order of the messages, and a slow one does not delay
+/// the next. A pushed file is stored, and a requested file read, before the next message is handled, as in the real
+/// program. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Callbacks {
     messages: BTreeMap<String, MessageCallback>,
@@ -47,12 +47,12 @@ impl std::fmt::Debug for Callbacks {
 }
 
 impl Callbacks {
-    /// None yet: everything that a peer says is passed over.
+    /// No callbacks: every message is ignored.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Does this when a message names the action.
+    /// Runs this for each message with the action.
     pub fn message_callback<F, W>(&mut self, action_string: &str, callback: F) -> &mut Self
     where
         F: Fn(ConnectionManager, Arguments) -> W + Send + Sync + 'static,
@@ -63,8 +63,8 @@ impl Callbacks {
         self
     }
 
-    /// Answers requests for the value with what this returns. An error is not answered, as by the real program: the
-    /// protocol has no room for it.
+    /// Answers requests for the value with the result of this. An error is logged and not answered, as in the real
+    /// program: the protocol has no errors.
     pub fn request_callback<F, W, E>(&mut self, string_command: &str, callback: F) -> &mut Self
     where
         F: Fn(ConnectionManager, Arguments) -> W + Send + Sync + 'static,
@@ -79,14 +79,15 @@ impl Callbacks {
         self
     }
 
-    /// Takes and gives files below these roots. Without it no file is taken or given; the real program moves any.
+    /// Stores pushed files and serves requested files below these roots. Without it all files are refused; the real
+    /// program has no such limit.
     pub fn files(&mut self, roots: Roots) -> &mut Self {
         self.roots = Some(roots);
         self
     }
 
-    /// Does for a peer what is registered, over all its connections. It does not end by itself; dropping the future drops
-    /// what is at work.
+    /// Runs the callbacks for a peer, over all its connections. It does not return; dropping the future drops the
+    /// running callbacks.
     pub async fn serve(self, connection: &ConnectionManager, mut incoming: mpsc::Receiver<ReceivedEvent>) {
         let mut at_work = JoinSet::new();
         let room = Arc::new(Semaphore::new(CALLBACKS_BYTES_MAX as usize));
@@ -109,7 +110,7 @@ impl Callbacks {
                             drop(place);
                         });
                     }
-                    None => tracing::debug!(action, "nothing is registered for it"),
+                    None => tracing::debug!(action, "Action ignored: no callback"),
                 },
                 Event::Request { value, id, arguments } => {
                     if let Some(callback) = self.requests.get(&value) {
@@ -126,20 +127,20 @@ impl Callbacks {
                             read_requested_file(roots, &arguments, connection.options().content_bytes_max);
                         respond(connection, (&value, &id), read.await, since);
                     } else {
-                        tracing::debug!(value, "nothing is registered for it");
+                        tracing::debug!(value, "Request ignored: no callback");
                     }
                 }
                 Event::File { filepath, bytes } => match self.roots.clone() {
                     Some(roots) => save_pushed_file(roots, filepath, bytes).await,
-                    None => tracing::debug!(filepath, "no files are taken"),
+                    None => tracing::debug!(filepath, "File ignored: no roots configured"),
                 },
-                Event::InvalidMessage(error) => tracing::warn!(%error, "a message that means nothing"),
+                Event::InvalidMessage(error) => tracing::warn!(%error, "Message is invalid"),
                 Event::TooLong { bytes, max } => {
-                    tracing::warn!(bytes, max, "a message that is longer than allowed is passed over");
+                    tracing::warn!(bytes, max, "Message skipped: too long");
                 }
-                // A response after its time.
+                // A response after its time-out.
                 Event::UnexpectedResponse { value, .. } => {
-                    tracing::debug!(value, "a response that nobody waits for");
+                    tracing::debug!(value, "Response matches no open request");
                 }
                 Event::Response { .. } | Event::RequestFailed { .. } => {}
             }
@@ -147,11 +148,11 @@ impl Callbacks {
     }
 }
 
-/// Room for the arguments of one callback. What takes more than there is waits for all of it.
+/// Reserves memory for the arguments of one callback; a request above the limit reserves all of it.
 async fn reserve_memory(room: &Arc<Semaphore>, arguments: &Arguments) -> Option<OwnedSemaphorePermit> {
     let bytes = u32::try_from(memory_bytes(arguments)).unwrap_or(u32::MAX);
     let place = room.clone().acquire_many_owned(bytes.min(CALLBACKS_BYTES_MAX));
-    // Nobody closes it.
+    // The semaphore is never closed.
     place.await.ok()
 }
 
@@ -166,15 +167,15 @@ fn respond(
         responded.map_err(|error| error.to_string())
     });
     if let Err(error) = responded {
-        tracing::warn!(value, error, "a request stays unanswered");
+        tracing::warn!(value, error, "Request failed and stays unanswered");
     }
 }
 
 async fn save_pushed_file(roots: Roots, path: String, bytes: Bytes) {
     match tokio::task::spawn_blocking(move || files::save(&roots, &path, &bytes)).await {
-        Ok(Ok(written)) => tracing::debug!(path = written.path, size = written.size, "file kept"),
-        Ok(Err(error)) => tracing::warn!(%error, "a file is not kept"),
-        Err(error) => tracing::warn!(%error, "a file is not kept"),
+        Ok(Ok(written)) => tracing::debug!(path = written.path, size = written.size, "File stored"),
+        Ok(Err(error)) => tracing::warn!(%error, "File not stored"),
+        Err(error) => tracing::warn!(%error, "File not stored"),
     }
 }
 

@@ -1,12 +1,13 @@
-//! How a drone finds its server: at an address, or by the server's announcement.
+//! Finds a drone's server: at an address, or by the server's announcement.
 //!
 //! | state | until | then |
 //! |---|---|---|
-//! | trying an address | a connection, within [`CONNECT_TIMEOUT`] | given to the caller |
-//! | trying an address | [`CONNECT_ATTEMPTS`] have failed, [`CONNECT_PAUSE`] apart | listening, if it may; else trying again, more and more rarely, up to [`RETRY_PAUSE_MAX`] |
-//! | listening | an announcement | trying the address in it |
+//! | connecting | a connection within [`CONNECT_TIMEOUT`] | returned to the caller |
+//! | connecting | [`CONNECT_ATTEMPTS`] failures, [`CONNECT_PAUSE`] apart | listening, if configured; else connecting again, with pauses that grow to [`RETRY_PAUSE_MAX`] |
+//! | listening | an announcement | connecting to its address |
 //!
-//! An announcement is a datagram that anybody on the network can send. Whoever listens for one goes wherever it says.
+//! An announcement is a datagram that any program on the network can send: a client that listens connects to any
+//! address that one names.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -21,18 +22,18 @@ use crate::net::{clock, random};
 use crate::proto::foreign::clever_show::{ANNOUNCEMENT_BYTES_MAX, Announcement};
 use crate::proto::rate::TokenBucket;
 
-/// How long an attempt may take.
+/// Time-out of one attempt.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Between two attempts, and after a connection that ended as soon as it was made.
+/// Pause between two attempts, and after a connection that ended at once.
 pub const CONNECT_PAUSE: Duration = Duration::from_secs(2);
-/// Attempts before something else is tried.
+/// Attempts before the client listens, or its pauses grow.
 pub const CONNECT_ATTEMPTS: u32 = 3;
-/// Longest pause, where there is nothing else to try.
+/// Longest pause between attempts.
 pub const RETRY_PAUSE_MAX: Duration = Duration::from_secs(30);
-/// Datagrams that are looked at in a second; the others are dropped unread.
+/// Datagrams that are read in a second; more are dropped.
 const DATAGRAMS_PER_SECOND: u32 = 20;
 
-/// Finds a server, again and again.
+/// Finds a server, again after each connection.
 #[derive(Debug)]
 pub struct Client {
     server: Option<SocketAddr>,
@@ -56,7 +57,7 @@ impl Client {
         }
     }
 
-    /// Whoever announces itself at this UDP port. `server` is tried first, if there is one.
+    /// Any server that announces itself at this UDP port. `server` is tried first, if given.
     pub fn for_announcements(server: Option<SocketAddr>, port: u16) -> Self {
         Self {
             server,
@@ -65,20 +66,20 @@ impl Client {
         }
     }
 
-    /// Another keepalive than 1, 3, 5.
+    /// Replaces the keepalive of 1 s, 3 s and 5 probes.
     #[must_use]
     pub fn with_keepalive(mut self, keepalive: KeepaliveConfig) -> Self {
         self.keepalive = keepalive;
         self
     }
 
-    /// Why the newest attempt has failed, and what to look at; none after a connection. It changes while
-    /// [`next_connection`](Self::next_connection) goes on.
+    /// Why the last attempt failed, and what to check; `None` after a connection. It changes during
+    /// [`next_connection`](Self::next_connection).
     pub fn last_error(&self) -> watch::Receiver<Option<String>> {
         self.last_error.subscribe()
     }
 
-    /// The next connection, however long it takes.
+    /// Waits for the next connection, without a time-out.
     pub async fn next_connection(&mut self) -> (TcpStream, SocketAddr) {
         if let Some(last) = self.last_connected {
             clock::sleep_until(last + CONNECT_PAUSE).await;
@@ -98,12 +99,14 @@ impl Client {
             };
             match broadcast_bind(port).await {
                 Ok((announcement, server)) => {
-                    tracing::info!(%server, id = announcement.id, "a clever-show server announces itself");
+                    tracing::info!(%server, id = announcement.id, "Clever-show server announced");
                     self.server = Some(server);
                 }
                 Err(error) => {
-                    tracing::warn!(%error, port, "cannot listen for a clever-show server");
-                    self.set_last_error(Some(format!("cannot listen for it at UDP port {port}: {error}")));
+                    tracing::warn!(%error, port, "Listening for clever-show announcements failed");
+                    self.set_last_error(Some(format!(
+                        "cannot listen for announcements at UDP port {port}: {error}"
+                    )));
                     self.back_off().await;
                 }
             }
@@ -115,7 +118,7 @@ impl Client {
             match socket::connect(server, CONNECT_TIMEOUT, &self.keepalive, TrafficClass::Bulk).await {
                 Ok(stream) => return Some(stream),
                 Err(error) => {
-                    tracing::debug!(%server, attempt, %error, "no clever-show server");
+                    tracing::debug!(%server, attempt, %error, "Connecting to clever-show server failed");
                     self.set_last_error(Some(error.to_string()));
                 }
             }
@@ -134,7 +137,7 @@ impl Client {
         });
     }
 
-    /// Longer each time, and not for all drones at once.
+    /// Grows with each failure, with jitter between drones.
     async fn back_off(&mut self) {
         let spread = u32::try_from(random::jitter() % 1_000).unwrap_or_default();
         let pause = self.pause + self.pause.mul_f64(f64::from(spread) / 1_000.0);
@@ -143,20 +146,19 @@ impl Client {
     }
 }
 
-/// Waits for a server's announcement, and the address in it. What is none, or names no address in digits, is passed
-/// over.
+/// Waits for a server's announcement with a numeric address. Other datagrams are ignored.
 ///
 /// # Errors
-/// The port cannot be listened on.
+/// The port cannot be bound.
 pub async fn broadcast_bind(port: u16) -> io::Result<(Announcement, SocketAddr)> {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
-    // A real drone's program may listen on the same machine.
+    // The program of a real drone may listen on the same machine.
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())?;
     let socket = UdpSocket::from_std(socket.into())?;
     let mut pace = TokenBucket::per_second(DATAGRAMS_PER_SECOND);
-    // What is longer is cut off, and then no whole frame.
+    // A longer datagram is truncated, and then is no whole frame.
     let mut datagram = [0; ANNOUNCEMENT_BYTES_MAX];
     loop {
         while let Err(wait) = pace.try_take(clock::now()) {
@@ -166,12 +168,12 @@ pub async fn broadcast_bind(port: u16) -> io::Result<(Announcement, SocketAddr)>
         let announcement = match Announcement::parse(&datagram[..length]) {
             Ok(announcement) => announcement,
             Err(error) => {
-                tracing::debug!(%from, %error, "no announcement");
+                tracing::debug!(%from, %error, "Datagram is not an announcement");
                 continue;
             }
         };
         let Ok(ip) = announcement.host.parse::<IpAddr>() else {
-            tracing::debug!(%from, host = announcement.host, "an announcement without an address");
+            tracing::debug!(%from, host = announcement.host, "Announcement ignored: its host is not an IP address");
             continue;
         };
         let server = SocketAddr::new(ip, announcement.port);

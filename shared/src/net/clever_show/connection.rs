@@ -1,18 +1,18 @@
-//! One peer, over as many connections as it takes.
+//! One peer, over successive connections.
 //!
-//! [`ConnectionManager::connect`] drives one connection until it ends, in the task that calls it; there are no others.
-//! The [`PeerState`] outlives it. Everything else may be called from any thread, at any time, connected or not.
+//! [`ConnectionManager::connect`] drives one connection until it ends, in the task that calls it; there are no other
+//! tasks. The [`PeerState`] outlives it. All other methods may be called from any thread, connected or not.
 //!
-//! | the connection ends | [`Ended`] |
+//! | the connection ends | [`CloseReason`] |
 //! |---|---|
 //! | the peer closes it between two messages | `Peer` |
-//! | it breaks, or within a message | `Broken` |
-//! | what comes is no frame, or longer than [`PASSED_OVER_MAX`] | `Garbled` |
-//! | a message is not whole within [`Options::message_within`], or nothing can be written for [`WRITE_STALL`] | `Stalled` |
-//! | [`ConnectionManager::close`], another connection takes its place, or nobody takes its events | `Closed` |
+//! | it breaks, or ends within a message | `Broken` |
+//! | the bytes are not a frame, or one longer than [`SKIPPED_BYTES_MAX`] | `Garbled` |
+//! | a message is incomplete after [`Options::message_timeout`], or nothing can be written for [`WRITE_TIMEOUT`] | `Stalled` |
+//! | [`ConnectionManager::close`], another connection replaces it, or its events have no receiver | `Closed` |
 //!
-//! A message that is longer than allowed is passed over, and told of as an event: its sender may keep it for the next
-//! connection, and the next.
+//! A message that is longer than allowed is skipped and reported as an event. Closing the connection instead would
+//! not help: the sender may send it again over each new one.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -41,36 +41,36 @@ use crate::proto::wire::{
     CONTENT_BYTES_MAX, ContentType, Frame, FrameLimits, FrameReader, HEADER_BYTES_MAX, WireError,
 };
 
-/// How long the peer has for one message, once it has begun, unless the options say otherwise.
+/// Time from the first byte of a message to its last, by default.
 pub const MESSAGE_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a connection may take nothing at all while something is to be written.
+/// How long the peer may accept no bytes while a frame waits to be written.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest content of a message that is passed over because it is longer than allowed, in bytes.
+/// Longest content that is skipped if it is longer than allowed, in bytes.
 pub const SKIPPED_BYTES_MAX: u64 = 1024 * 1024 * 1024;
-/// What of a message's content is copied behind its header, in bytes.
+/// Bytes of content that are copied behind the header into one write.
 const WRITE_BYTES: usize = 64 * 1024;
-/// Least and most room for one read, in bytes.
+/// Smallest and largest buffer for one read, in bytes.
 const READ_BYTES: (usize, usize) = (4 * 1024, 256 * 1024);
-/// Length of a header's length.
+/// Bytes of the header's length field.
 const LENGTH_BYTES: usize = 2;
-/// Messages that cannot be sent and are told of at once in the log; later one in a second.
+/// Failed sends that are logged at once; later one each second.
 const WARNINGS_BURST: u32 = 10;
-/// Events that wait to be taken; then the peer waits.
+/// Events that wait for the caller; at the limit nothing is read from the peer.
 const EVENTS_MAX: usize = 64;
-/// Longest content of which so many may wait, in bytes. What is longer has them all taken first, so that one waits at
-/// most, whatever the options allow.
+/// Longest content of which [`EVENTS_MAX`] may wait, in bytes. Before a longer one is read all events must be taken,
+/// so that only one such content waits.
 const SMALL_CONTENT_BYTES: usize = 1024;
 
-/// How a conversation is held.
+/// Options of a [`ConnectionManager`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// `resume_queue` and `resend_requests`.
+    /// What happens to messages when a connection is lost.
     pub reconnect: ReconnectPolicy,
     /// Longest content of a message, files included, in bytes.
     pub content_bytes_max: usize,
-    /// Messages that are taken from the peer in a second; the next one waits.
+    /// Messages of the peer that are read in a second; more wait.
     pub rate: u32,
-    /// How long the peer has for one message, once it has begun.
+    /// Time from the first byte of a message to its last.
     pub message_timeout: Duration,
 }
 
@@ -85,64 +85,64 @@ impl Default for Options {
     }
 }
 
-/// What a peer said, and how old it may be.
+/// An event of the peer, and how old it may be.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ReceivedEvent {
-    /// What.
+    /// What the peer sent, or how a request ended.
     pub event: Event,
-    /// It did not reach this machine before then, and where this program reads without rest at most a quarter of a second
-    /// later. How long it was on the way is not known: the protocol tells no times.
+    /// The earliest time at which it reached this machine; if this program reads without interruption, at most a
+    /// quarter of a second too early. How long it was on the network is unknown: the protocol transmits no times.
     pub earliest_arrival: Instant,
 }
 
-/// How a connection ended.
+/// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
 pub enum CloseReason {
-    /// By the peer, between two messages.
-    #[error("the peer closed it")]
+    /// The peer closed it between two messages.
+    #[error("the peer closed the connection")]
     ClosedByPeer,
-    /// By this side.
-    #[error("it was closed")]
+    /// This side closed it.
+    #[error("this side closed the connection")]
     ClosedLocally,
-    /// It broke.
-    #[error("it broke: {0}")]
+    /// It broke, with this error.
+    #[error("the connection broke: {0}")]
     Io(#[from] io::Error),
-    /// What came is no frame.
-    #[error("what came is not a message: {0}")]
+    /// The bytes are not a frame.
+    #[error("the bytes are not a message: {0}")]
     InvalidFrame(#[from] WireError),
-    /// The peer stood still.
-    #[error("the peer stood still within a message")]
+    /// The peer stalled within a message, or does not read.
+    #[error("the peer stalled within a message")]
     TimedOut,
 }
 
-/// Why a file was not moved.
+/// Why a file was not transferred.
 #[derive(Debug, thiserror::Error)]
 pub enum FileTransferError {
-    /// This side's disk.
+    /// The file cannot be read or written here.
     #[error("{path}: {source}", path = path.display())]
     Io {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// Longer than a message may be.
+    /// The file is longer than a message may be.
     #[error("{path} is longer than the {max} bytes allowed", path = path.display())]
     TooLong {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// What is allowed.
+        /// The limit, in bytes.
         max: usize,
     },
     /// The peer did not send it.
     #[error(transparent)]
     Request(#[from] RequestError),
-    /// It could not be said.
+    /// It was not sent.
     #[error(transparent)]
     Send(#[from] SendError),
 }
 
-/// One peer. Cheap to clone.
+/// One peer, over successive connections. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct ConnectionManager {
     inner: Arc<Inner>,
@@ -156,7 +156,7 @@ struct Inner {
     events: mpsc::Sender<ReceivedEvent>,
     /// Held while a connection is driven.
     driver_lock: tokio::sync::Mutex<()>,
-    /// Changes when the connection at hand is to end.
+    /// Changes when the present connection has to end.
     close_count: watch::Sender<u64>,
 }
 
@@ -165,13 +165,13 @@ struct State {
     peer: PeerState,
     pending: BTreeMap<u64, oneshot::Sender<Result<ResponseBody, RequestError>>>,
     addr: Option<SocketAddr>,
-    /// Since when there is the connection that there is, if any. What it says has come later.
+    /// When the present connection was made; all that arrives over it is later.
     connected_since: Option<Instant>,
 }
 
 impl ConnectionManager {
-    /// A peer that is not connected yet, and what it will say. Nothing more is read while too many of its words wait to
-    /// be taken; [`Callbacks::serve`](super::Callbacks::serve) takes them.
+    /// A peer without a connection, and the receiver of its events. If too many events wait, nothing more is read
+    /// from the peer; [`Callbacks::serve`](super::Callbacks::serve) takes them.
     pub fn new(options: Options) -> (Self, mpsc::Receiver<ReceivedEvent>) {
         let (events, incoming) = mpsc::channel(EVENTS_MAX);
         let first_id = u16::try_from(random::jitter() % 10_000).unwrap_or_default();
@@ -193,23 +193,23 @@ impl ConnectionManager {
         (Self { inner }, incoming)
     }
 
-    /// How it is held.
+    /// The options that it was made with.
     pub fn options(&self) -> &Options {
         &self.inner.options
     }
 
-    /// Where the peer is; `None` while it is not connected.
+    /// The peer's address; `None` without a connection.
     pub fn addr(&self) -> Option<SocketAddr> {
         self.inner.lock().addr
     }
 
-    /// How many messages wait to be sent.
+    /// Messages that wait to be sent.
     pub fn queued_messages(&self) -> usize {
         self.inner.lock().peer.queued_messages()
     }
 
-    /// Drives a connection with the peer until it ends; one that is driven already ends first. What waited goes out,
-    /// what comes in is handed over. Dropping the future closes the connection.
+    /// Drives a connection with the peer until it ends; an earlier connection ends first. Queued messages are sent,
+    /// and events go to the receiver. Dropping the future closes the connection.
     pub async fn connect(&self, mut stream: TcpStream) -> CloseReason {
         let inner = &*self.inner;
         let mut mine = 0;
@@ -249,37 +249,37 @@ impl ConnectionManager {
         self.inner.close_count.send_modify(|count| *count += 1);
     }
 
-    /// Has the peer do something. Nobody answers it: that it arrives, and that the peer does it, is not known.
+    /// Sends an action to the peer. There is no response: whether it arrives is unknown.
     ///
     /// # Errors
-    /// [`Rejected`]
+    /// See [`SendError`].
     pub fn send_message(&self, action: &str, arguments: Arguments) -> Result<(), SendError> {
         self.inner
             .send(|dialogue| dialogue.send_message(action, arguments))
     }
 
-    /// The same, in place of an earlier one of this action that still waits: for readings.
+    /// Sends an action to the peer, and drops an earlier one of the same name that still waits: for readings.
     ///
     /// # Errors
-    /// [`Rejected`]
+    /// See [`SendError`].
     pub fn send_latest(&self, action: &str, arguments: Arguments) -> Result<(), SendError> {
         self.inner
             .send(|dialogue| dialogue.send_latest(action, arguments))
     }
 
-    /// Answers what the peer [asked](Event::Asked) over the connection that there is.
+    /// Answers a [request](Event::Request) over the present connection.
     ///
     /// # Errors
-    /// [`Rejected`]
+    /// See [`SendError`].
     pub fn respond(&self, value: &str, id: &str, answer: ResponseBody) -> Result<(), SendError> {
         self.inner.send(|dialogue| dialogue.respond(value, id, answer))
     }
 
-    /// Answers what was [heard](Heard) then, if the connection that it was asked on is still there: the next one, perhaps
-    /// another peer's, may use the same ids for other questions.
+    /// Answers a request that [arrived](ReceivedEvent) at `asked`, unless the connection has changed since: another
+    /// peer may use the same ids for other requests.
     ///
     /// # Errors
-    /// [`Rejected`]
+    /// See [`SendError`].
     pub fn respond_to(
         &self,
         value: &str,
@@ -297,10 +297,10 @@ impl ConnectionManager {
         Ok(())
     }
 
-    /// Asks the peer for a value.
+    /// Requests a value from the peer.
     ///
     /// # Errors
-    /// [`Unanswered`]: the real program answers no unknown and no failing request, so time runs out.
+    /// [`RequestError`]. The real program answers neither unknown nor failing requests, so the time-out ends these.
     pub async fn get_response(
         &self,
         requested_value: &str,
@@ -314,10 +314,10 @@ impl ConnectionManager {
         }
     }
 
-    /// Asks the peer for a file, and writes it to `filepath` if there is one: whole or not at all.
+    /// Requests a file from the peer, and writes it to `filepath` as a whole or not at all.
     ///
     /// # Errors
-    /// [`FileFault`]
+    /// See [`FileTransferError`].
     pub async fn get_file(
         &self,
         client_filepath: &str,
@@ -345,10 +345,10 @@ impl ConnectionManager {
         Ok(bytes)
     }
 
-    /// Gives the peer a file of this machine. Nobody answers it.
+    /// Pushes a file of this machine to the peer. There is no response.
     ///
     /// # Errors
-    /// [`FileFault`]
+    /// See [`FileTransferError`].
     pub async fn send_file(&self, filepath: &Path, dest_filepath: &str) -> Result<(), FileTransferError> {
         let (path, max) = (filepath.to_owned(), self.inner.options.content_bytes_max);
         let read = tokio::task::spawn_blocking(move || read_file(&path, max)).await;
@@ -360,10 +360,10 @@ impl ConnectionManager {
         }
     }
 
-    /// Gives the peer bytes as a file.
+    /// Pushes bytes to the peer as a file.
     ///
     /// # Errors
-    /// [`Rejected`]
+    /// See [`SendError`].
     pub fn send_bytes(&self, bytes: Bytes, dest_filepath: &str) -> Result<(), SendError> {
         self.inner
             .send(|dialogue| dialogue.send_file(dest_filepath, bytes))
@@ -394,7 +394,7 @@ impl ConnectionManager {
     }
 }
 
-/// What was asked is not waited for any more, for whatever reason.
+/// Abandons a request when its caller stops waiting.
 struct AbandonGuard<'a> {
     inner: &'a Inner,
     number: u64,
@@ -408,7 +408,7 @@ impl Drop for AbandonGuard<'_> {
     }
 }
 
-/// The connection is gone, for whatever reason.
+/// Resets the state when a connection ends for any reason.
 struct DisconnectGuard<'a>(&'a Inner);
 
 impl Drop for DisconnectGuard<'_> {
@@ -421,7 +421,7 @@ impl Drop for DisconnectGuard<'_> {
 }
 
 impl State {
-    /// Tells whoever asked; what else has happened is left over.
+    /// Completes the callers of ended requests; returns the other events.
     fn resolve_responses(&mut self) -> VecDeque<Event> {
         let mut others = VecDeque::new();
         while let Some(event) = self.peer.poll_event() {
@@ -439,7 +439,7 @@ impl State {
                 }
             };
             if let Some(tell) = self.pending.remove(&number) {
-                // Who asked may have gone meanwhile.
+                // The caller may have stopped waiting.
                 let _gone = tell.send(end);
             }
         }
@@ -458,7 +458,7 @@ impl Inner {
         Ok(())
     }
 
-    /// Reads until the end. What is told carries the time before which it cannot have come: see [`Source`].
+    /// Reads until the connection ends. Events carry their earliest arrival: see [`Source`].
     async fn read_loop(&self, from: ReadHalf<'_>) -> CloseReason {
         let limits = FrameLimits {
             header: HEADER_BYTES_MAX,
@@ -471,7 +471,7 @@ impl Inner {
         loop {
             match reader.next_frame(&mut buffer) {
                 Err(WireError::ContentTooLong { bytes, max }) if bytes <= SKIPPED_BYTES_MAX => {
-                    // The header is at the front still.
+                    // The header is still at the front of the buffer.
                     let head = buffer
                         .first_chunk()
                         .map_or(0, |length| u16::from_be_bytes(*length));
@@ -515,7 +515,7 @@ impl Inner {
             if within {
                 begun.get_or_insert_with(clock::now);
             } else {
-                // A quiet connection keeps no buffer.
+                // An idle connection keeps no buffer.
                 buffer = BytesMut::new();
             }
             buffer.reserve(reader.missing_bytes().clamp(READ_BYTES.0, READ_BYTES.1));
@@ -529,7 +529,7 @@ impl Inner {
         }
     }
 
-    /// Whether anybody takes what it says.
+    /// Whether the events have a receiver.
     async fn on_frame(&self, frame: &Frame, since: Instant) -> bool {
         let json = frame.header.content_type == ContentType::Json;
         let events = if json && frame.content.len() > CONTENT_BYTES_MAX {
@@ -570,12 +570,12 @@ impl Inner {
             let mut head = BytesMut::new();
             if let Err(error) = frame.encode_header_to(&mut head) {
                 if told.try_take(clock::now()).is_ok() {
-                    tracing::warn!(%error, "a message cannot be sent");
+                    tracing::warn!(%error, "Message not sent");
                 }
                 self.lock().peer.on_written();
                 continue;
             }
-            // What is short goes in one piece.
+            // Short content goes into one write with the header.
             let with = frame.content.len().min(WRITE_BYTES);
             head.extend_from_slice(&frame.content[..with]);
             let parts = [&head[..], &frame.content[with..]];

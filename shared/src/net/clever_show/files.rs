@@ -1,17 +1,17 @@
-//! Files that a peer pushes or asks for, below configured roots and nowhere else. These block on the disk.
+//! Files that a peer pushes or requests, confined to configured roots. These functions block on the disk.
 
 use bytes::{Bytes, BytesMut};
 use ring::digest;
 
 use crate::net::roots::{FILE_CHUNK_BYTES, FileError, IncomingFile, OutgoingFile, ReceivedFile, Roots};
 
-/// Mode of a file that a peer has pushed: the protocol tells none.
+/// Mode of a pushed file: the protocol does not transmit one.
 const MODE: u32 = 0o644;
 
-/// Keeps a file under its path `ROOT/RELATIVE`, whole or not at all.
+/// Stores a file at its path `ROOT/RELATIVE`, as a whole or not at all.
 ///
 /// # Errors
-/// [`FileError`]
+/// See [`FileError`].
 pub fn save(roots: &Roots, path: &str, bytes: &[u8]) -> Result<ReceivedFile, FileError> {
     let size = bytes.len() as u64;
     let mut sha256 = [0; 32];
@@ -28,7 +28,7 @@ pub fn save(roots: &Roots, path: &str, bytes: &[u8]) -> Result<ReceivedFile, Fil
 /// Reads a file at its path `ROOT/RELATIVE`.
 ///
 /// # Errors
-/// [`FileError`]; [`FileError::Mismatch`] if it is longer than `most` bytes.
+/// [`FileError`]; [`FileError::Mismatch`] if it is longer than `max_bytes`.
 pub fn read(roots: &Roots, path: &str, max_bytes: usize) -> Result<Bytes, FileError> {
     let mut file = OutgoingFile::open(roots, path)?;
     let size = usize::try_from(file.size()).unwrap_or(usize::MAX);

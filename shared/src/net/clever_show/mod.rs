@@ -1,11 +1,11 @@
 //! Clever-show's messaging module, in Rust: what its documentation offers, under its names where Rust allows them.
 //! docs/clever-show-library.md maps every documented item to ours.
 //!
-//! * [`ConnectionManager`]: one peer, over as many connections as it takes; [`Callbacks`]: what to do for it.
-//! * [`Client`]: how a drone finds its server; [`broadcast_bind`]: how it hears of one.
+//! * [`ConnectionManager`]: one peer, over successive connections; [`Callbacks`]: what to do when it sends something.
+//! * [`Client`]: finds a drone's server; [`broadcast_bind`]: receives a server's announcement.
 //! * [`set_keepalive`], [`get_ip_address`], [`NotifierSock`].
 //!
-//! The protocol is plain text and proves nothing about anybody. Whoever uses this decides what a peer may do.
+//! The protocol is plain text without authentication. The caller decides what a peer may do.
 
 mod callbacks;
 mod client;
@@ -38,10 +38,10 @@ pub const INTERVAL_SEC: u32 = 3;
 /// Unanswered probes that end the connection, as clever-show's default.
 pub const MAX_FAILS: u32 = 5;
 
-/// Sets keepalive of a connection, and `TCP_NODELAY` with it.
+/// Sets TCP keepalive and `TCP_NODELAY` of a connection.
 ///
 /// # Errors
-/// [`SocketError::Other`]: numbers that the kernel does not take, or a connection that is gone.
+/// [`SocketError::Other`]: the kernel refuses the numbers, or the connection is closed.
 pub fn set_keepalive(
     sock: &TcpStream,
     after_idle_sec: u32,
@@ -60,9 +60,10 @@ pub fn set_keepalive(
     socket::configure_accepted(sock, &keepalive, TrafficClass::Bulk)
 }
 
-/// Where a packet to the outside would leave this machine: its IP address, or `localhost` if it has no network.
+/// The local IP address of the route to other networks, or `localhost` without a network.
 pub fn get_ip_address() -> String {
-    // Connecting a datagram socket sends nothing: the kernel only looks up the way. The address is one for examples.
+    // Connecting a datagram socket sends nothing: the kernel only looks up the route. The address is reserved for
+    // examples.
     let way = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))
         .and_then(|socket| {
             socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9))?;
@@ -75,20 +76,19 @@ pub fn get_ip_address() -> String {
     }
 }
 
-/// Wakes a task that waits for work, from any thread and without waiting. A call that nobody waits for is kept for the
-/// next who does.
+/// Wakes a waiting task from any thread, without blocking. A call while no task waits is kept for the next one.
 #[derive(Debug, Default)]
 pub struct NotifierSock {
     notify: Notify,
 }
 
 impl NotifierSock {
-    /// Wakes it.
+    /// Wakes the waiting task.
     pub fn notify(&self) {
         self.notify.notify_one();
     }
 
-    /// Waits to be woken: what the selector does in Python.
+    /// Waits for [`notify`](Self::notify): what the selector does in Python.
     pub async fn notified(&self) {
         self.notify.notified().await;
     }

@@ -1,4 +1,4 @@
-//! Bytes of one connection: reading them, passing them over, writing them.
+//! Reads, skips and writes the bytes of one connection.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -11,19 +11,19 @@ use tokio::net::tcp::ReadHalf;
 use super::{CloseReason, WRITE_TIMEOUT};
 use crate::net::clock;
 
-/// How often an empty socket is looked at again. So much older than it is may a message seem, and never younger.
+/// Interval at which an empty socket is examined. A message may seem older by that much, never younger.
 pub(super) const SOCKET_POLL_INTERVAL: Duration = Duration::from_millis(250);
-/// Room that is made for what is passed over, in bytes.
+/// Buffer for bytes that are skipped.
 const READ_BYTES: usize = 256 * 1024;
 
-/// What comes in, and how old it may be: what is read carries the time before which it cannot have come, when the socket
-/// was found empty last and something came into it. So neither a peer that sends faster than it is read, nor a stop of
-/// this program, makes an old word look like a new one.
+/// Reads a connection, and knows how old the bytes may be: the earliest arrival of what is read is the last time at
+/// which the socket was found empty. So a backlog, or a suspension of this process, never makes an old message look
+/// recent.
 pub(super) struct TimedReader<'a> {
     from: ReadHalf<'a>,
-    /// Of what has been read.
+    /// Of the bytes that were read.
     earliest_arrival: Instant,
-    /// Of what has not, where the socket has been emptied since.
+    /// Of the bytes that were not read, since the socket was found empty.
     last_empty: Option<Instant>,
 }
 
@@ -36,12 +36,12 @@ impl<'a> TimedReader<'a> {
         }
     }
 
-    /// What was read last did not come before then.
+    /// The earliest arrival of the bytes that were read last.
     pub(super) fn earliest_arrival(&self) -> Instant {
         self.earliest_arrival
     }
 
-    /// Reads what there is into the room of the buffer, and waits for it until then at most; 0 at the end.
+    /// Reads available bytes into the buffer, and waits for them until the deadline; 0 at the end of the stream.
     pub(super) async fn read(
         &mut self,
         buffer: &mut BytesMut,
@@ -64,7 +64,7 @@ impl<'a> TimedReader<'a> {
         }
     }
 
-    /// Reads so many bytes, until then at most, and keeps none.
+    /// Reads and drops this many bytes until the deadline.
     pub(super) async fn skip(
         &mut self,
         buffer: &mut BytesMut,
@@ -79,11 +79,11 @@ impl<'a> TimedReader<'a> {
             if left == 0 {
                 return Ok(());
             }
-            // One that sends without rest is not waited for.
+            // A peer that sends without pause does not get here.
             if until <= clock::now() {
                 return Err(CloseReason::TimedOut);
             }
-            // Nor does it keep others waiting.
+            // Other tasks run in between.
             tokio::task::consume_budget().await;
             buffer.reserve(READ_BYTES);
             if self.read(buffer, Some(until)).await? == 0 {
@@ -92,10 +92,10 @@ impl<'a> TimedReader<'a> {
         }
     }
 
-    /// Waits for something to read, until then at most. [`Self::emptied`] becomes the last time at which there was
-    /// nothing: taken before looking, for between a look and the next step any time may pass, with the process stopped
-    /// or the machine asleep, and what came meanwhile is as old as that. The runtime's word is not enough: after a stop
-    /// it may say that there is nothing because it has not asked yet.
+    /// Waits until the deadline for bytes to read. [`Self::emptied`] becomes the last time at which there were none:
+    /// the time is taken before the check, since any time may pass between the check and the next step, with the
+    /// process stopped or the machine suspended. The runtime's readiness is not enough: after a suspension it may
+    /// report none because it has not polled yet.
     async fn wait_readable(&mut self, until: Option<Instant>) -> Result<(), CloseReason> {
         loop {
             let looked = clock::now();
@@ -114,12 +114,12 @@ impl<'a> TimedReader<'a> {
     }
 }
 
-/// Whether the system holds nothing that came; `false` if it does not say.
+/// Whether the kernel's receive buffer is empty; `false` if unknown.
 fn is_empty(stream: &TcpStream) -> bool {
     rustix::io::ioctl_fionread(stream) == Ok(0)
 }
 
-/// Writes all of it, as slowly as the peer takes it, if it takes anything in each [`WRITE_STALL`].
+/// Writes all bytes at the peer's pace, if it accepts some in each [`WRITE_TIMEOUT`].
 pub(super) async fn write(to: &mut (impl AsyncWrite + Unpin), mut bytes: &[u8]) -> Result<(), CloseReason> {
     while !bytes.is_empty() {
         match tokio::time::timeout(WRITE_TIMEOUT, to.write(bytes)).await {

@@ -1,5 +1,5 @@
-//! Knut's messages: UTF-8 JSON objects `{"apiId", "msgId", "msg"}`, each ended by one NUL byte. A lone NUL is a
-//! heartbeat. White space around a message means nothing.
+//! Knut's messages: UTF-8 JSON objects `{"apiId", "msgId", "msg"}`, each terminated by one NUL byte. A lone NUL is a
+//! heartbeat. White space around a message is ignored.
 //!
 //! ```
 //! use swarm_shared::proto::foreign::knut::{Decoder, Item, Message};
@@ -13,43 +13,43 @@
 //! assert!(decoder.has_partial_message());
 //! ```
 //!
-//! The decoder holds one message at most, and never more bytes than it was allowed. What is wrong with a message ends
-//! with that message: the next NUL begins anew.
+//! The decoder keeps one message at most, and at most as many bytes as allowed. A bad message ends at its NUL, and
+//! the next one is decoded again.
 
 use serde_json::Value;
 
 use crate::proto::json::{self, JsonError};
 use crate::proto::wire::ContentEncoding;
 
-/// What ends a message, and alone is a heartbeat.
+/// Terminates a message; alone it is a heartbeat.
 pub const TERMINATOR: u8 = 0;
 
 /// One message.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Message {
-    /// Which of the server's interfaces.
+    /// Number of the server's interface.
     pub api: i64,
-    /// Which of the interface's messages; 0 asks for no answer, and is none.
+    /// Number of the interface's message type; 0 is no request and gets no response.
     pub id: i64,
-    /// What it says.
+    /// The content.
     pub msg: Value,
 }
 
-/// What came.
+/// One item of the stream.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Item {
-    /// The other side is there.
+    /// The client is alive.
     Heartbeat,
     /// A message.
     Message(Message),
-    /// Something else, up to its NUL; one that is too long is told as soon as it is.
+    /// A bad message; one that is too long is reported as soon as it is.
     Invalid(BadMessage),
 }
 
-/// Why something is not a message.
+/// Why the bytes up to a NUL are not a message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadMessage {
-    /// Too long; all of it is passed over.
+    /// Longer than the limit, in bytes; skipped as a whole.
     #[error("a message is longer than the {0} bytes that it may have")]
     TooLong(usize),
     /// Not JSON.
@@ -61,10 +61,10 @@ pub enum BadMessage {
 }
 
 impl Message {
-    /// Reads the text of one message, without its NUL.
+    /// Parses a message without its NUL.
     ///
     /// # Errors
-    /// [`BadMessage`].
+    /// See [`BadMessage`].
     pub fn parse(text: &[u8]) -> Result<Self, BadMessage> {
         let Value::Object(mut fields) = json::parse(text, &ContentEncoding::Utf8)? else {
             return Err(BadMessage::NotAMessage);
@@ -77,27 +77,27 @@ impl Message {
         }
     }
 
-    /// The bytes, with the NUL.
+    /// The bytes of the message, with the NUL.
     pub fn encode(&self) -> Vec<u8> {
         let Self { api, id, msg } = self;
-        // JSON writes a NUL within a text as \u0000, so there is one NUL only.
+        // JSON escapes a NUL in a text as \u0000, so the terminator is the only NUL.
         let mut bytes = format!("{{\"apiId\":{api},\"msgId\":{id},\"msg\":{msg}}}").into_bytes();
         bytes.push(TERMINATOR);
         bytes
     }
 }
 
-/// Cuts what comes into messages.
+/// Splits a byte stream into items.
 #[derive(Clone, Debug)]
 pub struct Decoder {
     max: usize,
     partial: Vec<u8>,
-    /// Within one that is too long.
+    /// Within a message that is too long.
     skipping: bool,
 }
 
 impl Decoder {
-    /// For messages of up to `max` bytes.
+    /// Accepts messages of up to `max` bytes.
     pub fn new(max: usize) -> Self {
         Self {
             max,
@@ -106,7 +106,7 @@ impl Decoder {
         }
     }
 
-    /// Takes the next thing from the front of `bytes`; `None` when all are taken.
+    /// Takes the next item from the front of `bytes`; `None` when all are consumed.
     pub fn decode_next(&mut self, bytes: &mut &[u8]) -> Option<Item> {
         if self.partial.is_empty() && !self.skipping {
             *bytes = bytes.trim_ascii_start();
@@ -142,7 +142,7 @@ impl Decoder {
         Some(Message::parse(&text).map_or_else(Item::Invalid, Item::Message))
     }
 
-    /// Whether something has begun and not ended.
+    /// Whether a message has started and is not complete.
     pub fn has_partial_message(&self) -> bool {
         self.skipping || !self.partial.is_empty()
     }

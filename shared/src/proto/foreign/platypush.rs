@@ -1,4 +1,4 @@
-//! Platypush's messages: JSON objects that ask, answer and tell.
+//! Platypush's messages: JSON objects for requests, responses and events.
 //!
 //! | message | fields |
 //! |---|---|
@@ -6,8 +6,8 @@
 //! | response | `type`, `id`, `target`, `origin`, `_timestamp`, `response`: `output` and `errors` |
 //! | event | `type`, `id`, `target`, `origin`, `_timestamp`, `args`: its own `type` and fields |
 //!
-//! Over TCP nothing stands between two messages: [`MessageReader`] finds where each ends. Every length is checked before
-//! anything is built from it. Keys that are not in the table are passed over.
+//! Over TCP there is no separator between messages; [`MessageReader`] finds where each ends. Lengths are checked
+//! before a message is parsed. Keys outside this table are ignored.
 
 use serde_json::{Map, Value, json};
 
@@ -24,85 +24,85 @@ pub use message_reader::{FramingError, MessageReader};
 
 /// Longest name of an action, in bytes.
 pub const ACTION_BYTES_MAX: usize = 128;
-/// Longest `id`, `origin` or `token`, in bytes: they are only compared or handed back.
+/// Longest `id`, `origin` or `token`, in bytes: these are only compared or returned.
 pub const IDENTIFIER_BYTES_MAX: usize = 256;
-/// Random bytes of an `id` that is made up: 32 hexadecimal digits.
+/// Random bytes of a generated `id`: 32 hexadecimal digits.
 pub const ID_BYTES: usize = 16;
 
-/// Something that is to be done.
+/// A request for an action.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
-    /// By whom; absent and `null` are nobody in particular. The empty text is refused.
+    /// Name of the host that should act; `None` for any. The empty text is refused.
     pub target: Option<String>,
-    /// What.
+    /// Name of the action, `plugin.method`.
     pub action: String,
-    /// With what: an object, a list, one value, or `null`.
+    /// An object, a list, one value, or `null`.
     pub args: Value,
-    /// Who asks, as the answer's `target`.
+    /// Name of the sender, which becomes the response's `target`.
     pub origin: Option<String>,
-    /// What the answer carries too.
+    /// Repeated by the response.
     pub id: String,
-    /// What is shown to be let in.
+    /// The sender's access token.
     pub token: Option<String>,
-    /// When it was asked, in seconds since 1970 on the asker's clock; decides nothing.
+    /// When it was sent, in seconds since 1970 by the sender's clock; not evaluated.
     pub timestamp: Option<f64>,
 }
 
-/// Why bytes are not a request. What could be read of whom to answer comes with it.
+/// Why bytes are not a request, with what could be read for the response.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("{fault}")]
 pub struct BadMessage {
-    /// As in the message, or made up.
+    /// The message's id, or a generated one.
     pub id: String,
-    /// Who asked.
+    /// Name of the sender.
     pub origin: Option<String>,
-    /// What whoever asked has shown: who they are does not depend on what is wrong.
+    /// The sender's token: authentication does not depend on the fault.
     pub token: Option<String>,
-    /// What is wrong.
+    /// What is wrong with the message.
     pub fault: Fault,
 }
 
 /// What is wrong with a message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    /// It cannot be read at all.
+    /// It is not JSON within our limits.
     #[error(transparent)]
     Json(#[from] JsonError),
-    /// Something else than an object.
+    /// It is not an object.
     #[error("a message is a JSON object, as {{\"type\": \"request\", \"action\": \"ping\"}}")]
     NotAnObject,
-    /// A message that nobody answers.
+    /// It is a response or an event.
     #[error("only messages of type \"request\" are answered here, not {0}")]
     NotARequest(String),
-    /// Nothing to do.
+    /// It names no action.
     #[error("the request names no action: write \"action\": \"ping\"")]
     MissingAction,
-    /// A field that is none: most likely a slip in one that says who is meant, or an argument in the wrong place.
+    /// A field that is not known: most likely a typing error in `target`, or an argument outside `args`.
     #[error(
         "no request has the field {0:?}: the fields are type, target, action, args, origin, id and token, and what the \
          action takes goes into args"
     )]
     UnknownField(String),
-    /// A field of the wrong kind.
+    /// A field has the wrong type or length.
     #[error("{field} has to be a text of 1 to {max} bytes")]
     InvalidField {
-        /// Which.
+        /// Name of the field.
         field: &'static str,
-        /// Its longest.
+        /// Its longest value, in bytes.
         max: usize,
     },
 }
 
 /// Longest target, in bytes.
 const TARGET_BYTES_MAX: usize = crate::proto::selector::SELECTOR_BYTES_MAX;
-/// How much of what is wrong is quoted, in characters.
+/// Longest quotation in an error, in characters.
 const QUOTED_CHARS_MAX: usize = 40;
 
 impl Request {
-    /// Reads one whole message. `made_up` becomes its id if it has none.
+    /// Parses a whole message. `new_id` becomes its id if it has none.
     ///
     /// # Errors
-    /// [`BadMessage`].
+    /// See [`BadMessage`].
     pub fn parse(message: &[u8], new_id: [u8; ID_BYTES]) -> Result<Self, BadMessage> {
         match json::parse(message, &ContentEncoding::Utf8) {
             Ok(value) => Self::from_value(value, new_id),
@@ -115,10 +115,10 @@ impl Request {
         }
     }
 
-    /// The same of JSON that was read already. Its nesting has been bounded.
+    /// Parses a message from JSON, whose nesting is bounded already.
     ///
     /// # Errors
-    /// [`BadMessage`].
+    /// See [`BadMessage`].
     pub fn from_value(value: Value, new_id: [u8; ID_BYTES]) -> Result<Self, BadMessage> {
         let id = hex::encode(&new_id);
         let Value::Object(mut fields) = value else {
@@ -129,7 +129,7 @@ impl Request {
                 fault: Fault::NotAnObject,
             });
         };
-        // First whom to answer, so that every other fault is told to whoever waits for it.
+        // The sender is read first, so that each later fault can be answered.
         let (own, origin) = (identifier(&mut fields, "id"), identifier(&mut fields, "origin"));
         let token = identifier(&mut fields, "token");
         let id = own.clone().ok().flatten().unwrap_or(id);
@@ -146,7 +146,7 @@ impl Request {
                 None => text(&mut fields, "name", ACTION_BYTES_MAX)?,
                 action => action,
             };
-            // An empty one is no way to say nobody in particular: a script has lost its variable.
+            // An empty target is most likely an unset variable of a script, and does not mean any host.
             if fields.get("target").is_some_and(|target| target == "") {
                 return Err(Fault::InvalidField {
                     field: "target",
@@ -162,7 +162,7 @@ impl Request {
                 token: token?,
                 timestamp: fields.remove("_timestamp").as_ref().and_then(Value::as_f64),
             };
-            // An alias beside the field itself is passed over; other private ones may come.
+            // The alias `name` beside `action` is ignored, and so are keys with an underscore.
             let mut unknown = fields
                 .keys()
                 .filter(|field| *field != "name" && !field.starts_with('_'));
@@ -181,7 +181,7 @@ impl Request {
         })
     }
 
-    /// The message.
+    /// The JSON of the message.
     pub fn to_value(&self) -> Value {
         let mut message = json!({
             "type": "request",
@@ -203,7 +203,7 @@ fn identifier(fields: &mut Map<String, Value>, field: &'static str) -> Result<Op
     text(fields, field, IDENTIFIER_BYTES_MAX)
 }
 
-/// A text; `null` and the empty text are none.
+/// A text; `null` and the empty text count as absent.
 fn text(fields: &mut Map<String, Value>, field: &'static str, max: usize) -> Result<Option<String>, Fault> {
     match fields.remove(field) {
         None | Some(Value::Null) => Ok(None),
@@ -212,7 +212,7 @@ fn text(fields: &mut Map<String, Value>, field: &'static str, max: usize) -> Res
     }
 }
 
-/// A request's `args` as an action takes them: an object by name, a list by position, one value as the first
+/// A request's `args` as arguments of an action: an object by name, a list by position, one value as the first
 /// position, `null` as none.
 pub fn arguments(args: Value) -> Arguments {
     let (args, kwargs) = match args {
@@ -224,23 +224,23 @@ pub fn arguments(args: Value) -> Arguments {
     Arguments { args, kwargs }
 }
 
-/// What came of a request.
+/// The result of a request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Response {
-    /// The request's.
+    /// Id of the request.
     pub id: String,
-    /// The request's origin.
+    /// Origin of the request.
     pub target: Option<String>,
-    /// Who answers.
+    /// Name of the host that answers.
     pub origin: String,
-    /// What came out.
+    /// The value of the action; `null` if it failed.
     pub output: Value,
-    /// What went wrong; empty if nothing did.
+    /// Error texts; empty if it succeeded.
     pub errors: Vec<String>,
 }
 
 impl Response {
-    /// The message, written at `unix_ms`.
+    /// The JSON of the message, sent at `unix_ms`.
     pub fn to_value(&self, unix_ms: u64) -> Value {
         json!({
             "type": "response",
@@ -252,10 +252,10 @@ impl Response {
         })
     }
 
-    /// Reads the message that the other side of a link wrote.
+    /// Parses a response.
     ///
     /// # Errors
-    /// [`NotAResponse`].
+    /// See [`NotAResponse`].
     pub fn from_value(value: &Value) -> Result<Self, NotAResponse> {
         let texts = |list: &Value| -> Option<Vec<String>> {
             if list.is_null() {
@@ -279,26 +279,26 @@ impl Response {
     }
 }
 
-/// It is not a response.
+/// The message is not a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a message of type \"response\" with an id, and an output and errors in \"response\"")]
 pub struct NotAResponse;
 
-/// Something that happened.
+/// An event of the sender.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
     /// 32 hexadecimal digits.
     pub id: String,
-    /// Who tells it.
+    /// Name of the sender.
     pub origin: String,
-    /// What happened.
+    /// Type of the event.
     pub kind: String,
-    /// Its particulars.
+    /// Its fields.
     pub fields: Map<String, Value>,
 }
 
 impl Event {
-    /// The message, written at `unix_ms`. A field called `type` gives way to [`Event::kind`].
+    /// The JSON of the message, sent at `unix_ms`. A field named `type` is overwritten by [`Event::kind`].
     pub fn to_value(&self, unix_ms: u64) -> Value {
         let mut args = self.fields.clone();
         args.insert("type".to_owned(), self.kind.as_str().into());
@@ -313,12 +313,12 @@ impl Event {
     }
 }
 
-/// An `id` that is made up.
+/// An `id` from random bytes.
 pub fn id_from_random(random: [u8; ID_BYTES]) -> String {
     hex::encode(&random)
 }
 
-/// As Python's `time.time()` has it.
+/// Seconds since 1970, as Python's `time.time()`.
 fn seconds(unix_ms: u64) -> f64 {
     std::time::Duration::from_millis(unix_ms).as_secs_f64()
 }

@@ -1,26 +1,26 @@
-//! The frame of socktools: how many bytes follow, as a big-endian `u32`, and these bytes.
+//! The frame of socktools: the number of bytes as a big-endian `u32`, and these bytes.
 //!
-//! A length is checked before anything is kept for it, and what is kept grows with what arrives, never with what is
-//! announced.
+//! A length is checked before memory is allocated, and memory grows with the bytes that arrive, never with the
+//! announced length.
 
-/// Bytes of the length.
+/// Bytes of the length field.
 pub const LENGTH_BYTES: usize = 4;
 
-/// A message that is longer than agreed. Where the next one begins cannot be known without reading all of it, so the
-/// connection ends.
+/// A message exceeds the limit. The next message cannot be found without reading all of this one, so the connection
+/// ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a message of {length} bytes is longer than {max}")]
 pub struct TooLong {
-    /// Its bytes.
+    /// Length of the message, in bytes.
     pub length: usize,
-    /// The bound.
+    /// The limit, in bytes.
     pub max: usize,
 }
 
-/// A message with its length before it.
+/// Encodes a message with its length.
 ///
 /// # Errors
-/// [`TooLong`], if its length does not fit the frame.
+/// [`TooLong`], if the length exceeds a `u32`.
 pub fn encode(message: &[u8]) -> Result<Vec<u8>, TooLong> {
     let length = u32::try_from(message.len()).map_err(|_too_long| TooLong {
         length: message.len(),
@@ -29,7 +29,7 @@ pub fn encode(message: &[u8]) -> Result<Vec<u8>, TooLong> {
     Ok([&length.to_be_bytes(), message].concat())
 }
 
-/// Takes messages out of a stream.
+/// Splits a byte stream into messages.
 #[derive(Clone, Debug)]
 pub struct MessageReader {
     bytes: Vec<u8>,
@@ -37,7 +37,7 @@ pub struct MessageReader {
 }
 
 impl MessageReader {
-    /// For messages of at most `max` bytes.
+    /// Accepts messages of at most `max` bytes.
     pub fn new(max: usize) -> Self {
         Self {
             bytes: Vec::new(),
@@ -45,20 +45,20 @@ impl MessageReader {
         }
     }
 
-    /// Takes what has arrived. Everything that it makes whole is to be taken out before more is fed.
+    /// Appends bytes that arrived. All complete messages must be taken before more is fed.
     pub fn feed(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// Whether a message has begun that is not whole.
+    /// Whether a message has started and is not complete.
     pub fn has_partial_message(&self) -> bool {
         !self.bytes.is_empty()
     }
 
-    /// The next whole message, which may be empty; `None` until more has arrived.
+    /// Takes the next complete message, which may be empty; `None` until more bytes arrive.
     ///
     /// # Errors
-    /// [`TooLong`], the same whenever it is asked again.
+    /// [`TooLong`]; every later call returns the same error.
     pub fn next_message(&mut self) -> Result<Option<Vec<u8>>, TooLong> {
         let max = self.max;
         let Some((length, rest)) = self.bytes.split_first_chunk::<LENGTH_BYTES>() else {

@@ -1,6 +1,6 @@
-//! The datagram by which a server says where it is: one frame, the action `server_ip`, and four texts.
+//! The datagram by which a server announces its address: one frame, the action `server_ip`, and four texts.
 //!
-//! Whoever hears one may believe it or not: nobody signs it.
+//! The datagram is not signed: any program on the network can send it.
 
 use bytes::BytesMut;
 use serde_json::Value;
@@ -12,10 +12,10 @@ use crate::proto::wire::{FrameLimits, FrameReader, LENGTH_BYTES, WireError};
 
 /// The action of the datagram.
 const SERVER_IP: &str = "server_ip";
-/// Longest text of an announcement that is read, in bytes.
+/// Longest text of an announcement that is accepted, in bytes.
 const TEXT_BYTES_MAX: usize = 253;
 
-/// A server is there.
+/// A server's address, as it announces it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Announcement {
     /// Its address, or its name.

@@ -1,4 +1,4 @@
-//! The first question of each connection: who are you?
+//! The first request of each connection: the drone's id.
 
 use serde_json::Value;
 
@@ -7,7 +7,7 @@ use super::message::{Message, request_id};
 use crate::proto::message::Arguments;
 use crate::proto::wire::Frame;
 
-/// The id in an answer to `id`: a text of sensible length, or a number.
+/// The id in a response to `id`: a text of 1 to [`ID_BYTES_MAX`] bytes, or a number.
 pub fn parse_id(value: &Value) -> Option<String> {
     let id = match value {
         Value::String(id) => id.trim().to_owned(),
@@ -17,7 +17,7 @@ pub fn parse_id(value: &Value) -> Option<String> {
     (!id.is_empty() && id.len() <= ID_BYTES_MAX).then_some(id)
 }
 
-/// The first question of a connection: who are you?
+/// The request for the id.
 pub fn id_request() -> Frame {
     let message = Message::Request {
         name: "id".to_owned(),
@@ -27,7 +27,7 @@ pub fn id_request() -> Frame {
     message.to_frame()
 }
 
-/// The id, if a frame answers [`id_request`].
+/// The id, if the frame is the response to [`id_request`].
 pub fn parse_id_response(frame: &Frame) -> Option<Result<String, BadId>> {
     match Message::from_frame(frame) {
         Ok(Message::Response { name, id, value }) if name == "id" && id.parse() == Ok(0_u32) => {
@@ -37,7 +37,7 @@ pub fn parse_id_response(frame: &Frame) -> Option<Result<String, BadId>> {
     }
 }
 
-/// An answer to `id` that is no id.
+/// A response to `id` without a valid id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("its id is no text of 1 to 253 bytes")]
 pub struct BadId;

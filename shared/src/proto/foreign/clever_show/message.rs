@@ -16,13 +16,12 @@ use crate::proto::json::JsonError;
 use crate::proto::message::Arguments;
 use crate::proto::wire::{ContentEncoding, ContentType, Frame, Header, MessageType};
 
-/// Longest id of a request that is read, in bytes. The real programs write four digits.
+/// Longest request id that is accepted, in bytes. The real programs use four digits.
 pub const REQUEST_ID_BYTES_MAX: usize = 64;
-/// Longest name of an action or a requested value that is read, in bytes.
+/// Longest name of an action or a requested value that is accepted, in bytes.
 pub const NAME_BYTES_MAX: usize = 256;
 
-/// Most memory that JSON of a peer may take beside its text, in bytes: as short as it is, it may hold a great many
-/// values.
+/// Most memory of a peer's JSON beside its text, in bytes: a short text may contain very many values.
 pub const JSON_MEMORY_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// What an object takes before there is anything in it, a list, and one more value in either, in bytes: the least that
 /// `serde_json` and the allocator give them, generously.
@@ -30,75 +29,75 @@ const OBJECT_BYTES: usize = 640;
 const LIST_BYTES: usize = 128;
 const VALUE_BYTES: usize = 64;
 
-/// One message, either way.
+/// One message, in either direction.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Message {
-    /// Do this. There is no answer.
+    /// Asks for an action; there is no response.
     Action {
-        /// What.
+        /// Name of the action.
         action: String,
-        /// With what.
+        /// By position and by name.
         arguments: Arguments,
     },
-    /// Write this file. There is no answer.
+    /// Pushes a file; there is no response.
     FilePush {
         /// Where the receiver writes it.
         path: String,
-        /// All of it.
+        /// The whole content.
         content: Bytes,
     },
-    /// Tell this.
+    /// Asks for a value.
     Request {
-        /// What.
+        /// Name of the value.
         name: String,
         /// Digits that the response repeats.
         id: String,
-        /// With what.
+        /// By position and by name.
         arguments: Arguments,
     },
-    /// It is this.
+    /// Answers a request with a value.
     Response {
-        /// What was asked.
+        /// Name of the value, as in the request.
         name: String,
-        /// As in the request.
+        /// Id of the request.
         id: String,
-        /// The answer.
+        /// Any JSON value.
         value: Value,
     },
-    /// The file that was asked for.
+    /// Answers a request with a file.
     FileResponse {
-        /// What was asked: `filetransfer`.
+        /// `filetransfer`, as in the request.
         name: String,
-        /// As in the request.
+        /// Id of the request.
         id: String,
-        /// All of it.
+        /// The whole content.
         content: Bytes,
     },
 }
 
-/// Why a frame is not a message. The stream goes on: the frame is passed over.
+/// Why a frame is not a message. The frame is skipped, and the stream goes on.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadMessage {
-    /// The content is not JSON that we read.
+    /// The content is not JSON within our limits.
     #[error(transparent)]
     Json(#[from] JsonError),
-    /// A part of the message is not there, or is of another kind, or too long.
+    /// A part is missing, has another type, or is too long.
     #[error("a {message} without a sound {part:?}")]
     MissingPart {
-        /// Which message.
+        /// Kind of message.
         message: &'static str,
-        /// What it lacks.
+        /// The missing part.
         part: &'static str,
     },
-    /// The content is JSON of too many values; found before anything was built.
+    /// The JSON has too many values; found before any is built.
     #[error("JSON of so many values that they take more than {JSON_MEMORY_BYTES_MAX} bytes of memory")]
     TooManyValues,
-    /// Bytes where JSON has to be.
+    /// Binary content in a message that is not a file.
     #[error("bytes as the content of something that is no file")]
     UnexpectedBinary,
 }
 
-/// About how much memory arguments take, in bytes.
+/// Estimated memory of arguments, in bytes.
 pub fn memory_bytes(arguments: &Arguments) -> usize {
     let values = arguments.args.iter().map(value_bytes).sum::<usize>();
     values + fields_bytes(&arguments.kwargs)
@@ -109,7 +108,7 @@ fn fields_bytes(fields: &Map<String, Value>) -> usize {
     OBJECT_BYTES + fields.sum::<usize>()
 }
 
-/// No deeper than what is read is nested.
+/// Recursion is bounded by the depth cap of JSON.
 fn value_bytes(value: &Value) -> usize {
     let within = match value {
         Value::Null | Value::Bool(_) | Value::Number(_) => 0,
@@ -120,13 +119,13 @@ fn value_bytes(value: &Value) -> usize {
     VALUE_BYTES + within
 }
 
-/// The digits of a request: `0042`.
+/// The id of a request with this number: `0042`.
 pub fn request_id(number: u32) -> String {
     format!("{number:04}")
 }
 
 impl Message {
-    /// A question for a file.
+    /// A request for a file.
     pub fn file_request(path: &str, id: String) -> Self {
         let mut arguments = Arguments::default();
         arguments.kwargs.insert("filepath".to_owned(), path.into());
@@ -137,7 +136,7 @@ impl Message {
         }
     }
 
-    /// The file that a request asks for, if it asks for one.
+    /// The path, if this is a request for a file.
     pub fn requested_file(&self) -> Option<&str> {
         match self {
             Self::Request { name, arguments, .. } if name == FILE_TRANSFER => {
@@ -151,7 +150,7 @@ impl Message {
         }
     }
 
-    /// Reads a frame.
+    /// Decodes a frame.
     ///
     /// # Errors
     /// [`BadMessage`]; the stream goes on.
@@ -208,8 +207,7 @@ impl Message {
         }
     }
 
-    /// The frame that says it. Its header may come out too long to be written where a name or a path is: encoding it
-    /// tells.
+    /// Encodes the message. A name or path may make the header longer than its cap; encoding the frame reports that.
     pub fn to_frame(&self) -> Frame {
         match self {
             Self::Action { action, arguments } => {
@@ -304,7 +302,7 @@ fn json_object(frame: &Frame, message: &'static str) -> Result<Map<String, Value
     }
 }
 
-/// About how much memory the content takes as values, beside its text.
+/// Estimated memory of the content's values beside its text, in bytes.
 fn content_memory_bytes(frame: &Frame) -> usize {
     match &frame.header.content_encoding {
         ContentEncoding::Utf16 => {
@@ -314,7 +312,7 @@ fn content_memory_bytes(frame: &Frame) -> usize {
                 true => u16::from_be_bytes(*unit),
                 false => u16::from_le_bytes(*unit),
             });
-            // All that counts is ASCII.
+            // All characters that are counted are ASCII.
             estimate_memory_bytes(units.map(|unit| u8::try_from(unit).unwrap_or(b' ')))
         }
         ContentEncoding::Utf8 | ContentEncoding::Other(_) => {
@@ -365,7 +363,7 @@ fn parse_arguments(message: &'static str, mut content: Map<String, Value>) -> Re
     Ok(Arguments { args, kwargs })
 }
 
-/// Some peers write digits as a number.
+/// Some peers write the digits as a number.
 fn text_or_number(value: Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text),

@@ -1,16 +1,15 @@
-//! What clever-show's programs say to one another, on the frame of [`crate::proto::wire`]: its server commands drones,
-//! its drones answer. We take both parts: a station is their server, a node is their drone.
+//! The protocol between clever-show's server and its drones, on the frame of [`crate::proto::wire`]. We implement
+//! both sides: a station is a server, a node is a drone.
 //!
-//! | module | what it does |
+//! | module | content |
 //! |---|---|
 //! | [`message`] | messages to frames and back |
-//! | [`announcement`] | the datagram by which a server says where it is |
-//! | [`dialogue`] | one side of a conversation, over as many connections as it takes |
-//! | [`pace`] | how often something may happen |
-//! | [`server`] | a server's side of one drone: what to ask, what waits, what a new connection changes |
+//! | [`announcement`] | the datagram by which a server announces its address |
+//! | [`peer`] | one side of the messaging protocol, over successive connections |
+//! | [`server`] | the server's side of one drone: its send queue, requests and emergency stop |
 //!
-//! Invariants: `null` is never written as whole content, because the real programs never finish reading it; nothing that
-//! a peer says ends more than its own connection.
+//! Invariants: `null` is never written as the whole content, because the real programs never finish reading it; no
+//! message of a peer ends more than its own connection.
 
 use crate::proto::wire;
 

@@ -1,25 +1,25 @@
-//! One side of a conversation, over as many connections as it takes.
+//! One side of the messaging protocol, over successive connections.
 //!
-//! What waits to be sent is a queue in the order of its making. A request is
+//! Messages wait in a queue in the order of their creation. A request is
 //!
 //! | state | until | then |
 //! |---|---|---|
 //! | queued | it is taken for writing | sent |
-//! | sent | its response comes, with the same id and value | [`Event::Answered`] |
-//! | sent | the connection is lost | with [`Manners::resend_requests`] queued again, before all else; else [`Event::Unanswered`] |
-//! | queued | the connection is lost | with either of [`Manners`] it stays; else [`Event::Unanswered`] |
-//! | any | [`PeerState::give_up`] | forgotten; a response that comes later is passed over |
+//! | sent | its response arrives, with the same id and value | [`Event::Response`] |
+//! | sent | the connection is lost | with [`ReconnectPolicy::resend_requests`] queued again, before all else; else [`Event::RequestFailed`] |
+//! | queued | the connection is lost | with either option of [`ReconnectPolicy`] it stays; else [`Event::RequestFailed`] |
+//! | any | [`PeerState::abandon`] | removed; a later response is ignored |
 //!
-//! Other messages that still wait when the connection is lost stay with [`Manners::resume_queue`], and are dropped
-//! without it. One that was being written then was not read as a whole by the peer, and counts as waiting; one that
-//! had been written is gone, read or not: nothing but a request is ever sent twice. Responses that wait never outlive the
-//! connection; that they go over the one on which their request came is for the caller to see.
+//! Other messages that still wait when the connection is lost stay with [`ReconnectPolicy::resume_queue`], and are
+//! dropped without it. A message that was being written counts as waiting, because the peer has not read it as a
+//! whole; one that had been written is gone. Only requests are ever sent twice. Responses that wait never outlive the
+//! connection; the caller ensures that a response goes over the connection on which its request arrived.
 //!
-//! While there is no connection, what would be dropped at its loss is refused: a flight action said then would come at
-//! any time later. A request alone waits for the next connection in any case, for whoever asked waits with it.
+//! Without a connection, messages that its loss would drop are refused: a flight action would otherwise be sent at
+//! any later time. A request waits for the next connection in any case, since its caller waits too.
 //!
 //! Invariants: the queue is bounded in messages and bytes, the open requests in number; every request ends in exactly
-//! one event unless it is given up.
+//! one event unless it is abandoned.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -32,33 +32,33 @@ use crate::proto::wire::Frame;
 
 /// Most messages that wait to be sent.
 pub const QUEUE_MESSAGES_MAX: usize = 1_024;
-/// Most bytes that wait to be sent: content, names and ids.
+/// Most bytes that wait to be sent: contents, names and ids.
 pub const QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Most requests that wait for their response.
 pub const PENDING_MAX: usize = 256;
-/// Request ids are four digits, as those of the real program.
+/// Number of request ids: four digits, as in the real program.
 const REQUEST_ID_COUNT: u32 = 10_000;
 
-/// What becomes of what is open when the connection is lost. The names are clever-show's.
+/// What happens to messages when the connection is lost. The names are clever-show's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReconnectPolicy {
-    /// What waits to be sent goes over the next connection.
+    /// Messages that wait are sent over the next connection.
     pub resume_queue: bool,
-    /// Requests without a response are asked again over the next connection.
+    /// Requests without a response are sent again over the next connection.
     pub resend_requests: bool,
 }
 
-/// What a request was answered with.
+/// The content of a response.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ResponseBody {
-    /// JSON.
+    /// Any JSON value.
     Value(Value),
-    /// A file's bytes.
+    /// The bytes of a file.
     File(Bytes),
 }
 
 impl ResponseBody {
-    /// The response that brings it.
+    /// The response message with this content.
     pub fn into_message(self, name: String, id: String) -> Message {
         match self {
             Self::Value(value) => Message::Response { name, id, value },
@@ -67,110 +67,110 @@ impl ResponseBody {
     }
 }
 
-/// What the peer said, and what became of a request.
+/// What the peer sent, or how a request ended.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    /// Do this.
+    /// The peer asks for an action; there is no response.
     Action {
-        /// What.
+        /// Name of the action.
         action: String,
-        /// With what.
+        /// By position and by name.
         arguments: Arguments,
     },
-    /// Keep this file.
+    /// The peer pushed a file.
     File {
-        /// Where.
+        /// Path that the peer gave.
         filepath: String,
-        /// What is in it.
+        /// The whole content.
         bytes: Bytes,
     },
-    /// Tell me this; see [`PeerState::respond`].
+    /// The peer asks for a value; see [`PeerState::respond`].
     Request {
-        /// What.
+        /// Name of the value.
         value: String,
-        /// To be repeated.
+        /// Id that the response repeats.
         id: String,
-        /// With what.
+        /// By position and by name.
         arguments: Arguments,
     },
-    /// A request of ours has its response.
+    /// A request has its response.
     Response {
-        /// As [`PeerState::get_response`] numbered it.
+        /// Number from [`PeerState::get_response`] or [`PeerState::get_file`].
         number: u64,
-        /// The response.
+        /// A value or a file, whatever was requested.
         body: ResponseBody,
     },
-    /// A request of ours gets none.
+    /// A request ended without a response.
     RequestFailed {
-        /// As [`PeerState::get_response`] numbered it.
+        /// Number from [`PeerState::get_response`] or [`PeerState::get_file`].
         number: u64,
-        /// Why.
+        /// Only [`RequestError::ConnectionLost`] comes from here.
         error: RequestError,
     },
-    /// A frame that means nothing.
+    /// A frame that is not a message.
     InvalidMessage(BadMessage),
-    /// A message was passed over unread, because it is longer than allowed.
+    /// A message was skipped, because it is longer than allowed.
     TooLong {
-        /// What it announced.
+        /// Length of its content.
         bytes: u64,
-        /// What is allowed.
+        /// The configured limit.
         max: usize,
     },
-    /// A response to nothing that is open.
+    /// A response that matches no open request.
     UnexpectedResponse {
-        /// What it answers.
+        /// Name of the value in it.
         value: String,
-        /// With which id.
+        /// Request id in it.
         id: String,
     },
 }
 
-/// Why a request gets no response.
+/// Why a request has no response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
-    /// It is not asked again.
+    /// The request is not sent again.
     #[error("the connection was lost before the response came")]
     ConnectionLost,
-    /// Whoever asked waits no longer. The real program answers no unknown and no failing request.
+    /// The caller's time-out. The real program answers neither unknown nor failing requests.
     #[error("no response came in time")]
     TimedOut,
-    /// It could not be asked.
+    /// The request was never sent.
     #[error(transparent)]
     NotSent(#[from] SendError),
-    /// A file came where a value was asked for, or the reverse.
+    /// The response is a file instead of a value, or the reverse.
     #[error("the response is of another kind: a file for a value, or a value for a file")]
     WrongKind,
-    /// There is no conversation any more.
-    #[error("the conversation has ended")]
+    /// The state was dropped.
+    #[error("the connection manager was dropped")]
     Closed,
 }
 
-/// Why something is not sent.
+/// Why a message is not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SendError {
-    /// The peer takes no more, or is away.
-    #[error("too much waits to be sent: {QUEUE_MESSAGES_MAX} messages or {QUEUE_BYTES_MAX} bytes")]
+    /// The peer reads too slowly, or is disconnected.
+    #[error("the send queue is full: {QUEUE_MESSAGES_MAX} messages or {QUEUE_BYTES_MAX} bytes")]
     QueueFull,
-    /// It would go out whenever there is a connection again.
+    /// The message would be sent at an unknown later time.
     #[error("not connected, and `resume_queue` does not keep it: nothing was sent")]
     NotConnected,
-    /// Its request came on another connection.
-    #[error("not answered: the connection that it was asked on is gone")]
+    /// The request of this response arrived on another connection.
+    #[error("not answered: the connection of the request is lost")]
     OtherConnection,
-    /// The peer answers nothing.
+    /// The peer does not answer.
     #[error("too many requests are open: {PENDING_MAX}")]
     TooManyRequests,
 }
 
-/// See the module.
+/// The queue, the open requests and the events of one peer.
 #[derive(Debug)]
 pub struct PeerState {
     reconnect: ReconnectPolicy,
     connected: bool,
     queue: VecDeque<QueuedMessage>,
-    /// Of all that waits.
+    /// Bytes of all queued messages.
     queued_bytes: usize,
-    /// Taken for writing and not written yet.
+    /// Taken for writing, and not written yet.
     writing: Option<QueuedMessage>,
     pending: BTreeMap<String, PendingRequest>,
     last_number: u64,
@@ -182,7 +182,7 @@ pub struct PeerState {
 struct QueuedMessage {
     message: Message,
     bytes: usize,
-    /// A later one of the same action takes its place.
+    /// A later message of the same action replaces this one.
     newest_only: bool,
 }
 
@@ -203,7 +203,7 @@ impl QueuedMessage {
         }
     }
 
-    /// The id, if it is a request of ours.
+    /// The request id, if this is a request.
     fn request_id(&self) -> Option<&str> {
         match &self.message {
             Message::Request { id, .. } => Some(id),
@@ -222,7 +222,7 @@ impl QueuedMessage {
     }
 }
 
-/// Roughly its length on the wire, in bytes.
+/// Approximate length on the wire, in bytes.
 fn wire_bytes(message: &Message) -> usize {
     let json = |value: &Value| value.to_string().len();
     let arguments = |arguments: &Arguments| {
@@ -250,11 +250,11 @@ fn wire_bytes(message: &Message) -> usize {
 }
 
 impl PeerState {
-    /// Nothing said yet. `first_id` is where request ids begin; take a random one, so that a peer does not meet the
-    /// same ones after each start.
-    pub fn new(manners: ReconnectPolicy, first_id: u16) -> Self {
+    /// Disconnected, with nothing queued. Request ids start at `first_id`; pass a random number, so that a peer does
+    /// not see the same ids after each restart.
+    pub fn new(reconnect: ReconnectPolicy, first_id: u16) -> Self {
         Self {
-            reconnect: manners,
+            reconnect,
             connected: false,
             queue: VecDeque::new(),
             queued_bytes: 0,
@@ -266,39 +266,40 @@ impl PeerState {
         }
     }
 
-    /// What has happened, oldest first.
+    /// The oldest event that was not taken yet.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()
     }
 
-    /// There is a connection; what waits goes over it.
+    /// A connection was made: queued messages are sent over it.
     pub fn on_connected(&mut self) {
         self.connected = true;
     }
 
-    /// How many messages wait to be sent.
+    /// Messages that wait or are being written.
     pub fn queued_messages(&self) -> usize {
         self.queue.len() + usize::from(self.writing.is_some())
     }
 
-    /// How many requests are open.
+    /// Requests without a response.
     pub fn open_requests(&self) -> usize {
         self.pending.len()
     }
 
-    /// Has the peer do something.
+    /// Sends an action to the peer.
     ///
     /// # Errors
-    /// [`Rejected`]
+    /// See [`SendError`].
     pub fn send_message(&mut self, action: &str, arguments: Arguments) -> Result<(), SendError> {
         let action = action.to_owned();
         self.enqueue(QueuedMessage::new(Message::Action { action, arguments }, false))
     }
 
-    /// The same, in place of an earlier one of this action that still waits: for readings.
+    /// Sends an action to the peer, and drops an earlier one of the same name that was queued by this function: for
+    /// readings.
     ///
     /// # Errors
-    /// [`Rejected`]
+    /// See [`SendError`].
     pub fn send_latest(&mut self, action: &str, arguments: Arguments) -> Result<(), SendError> {
         let item = QueuedMessage::new(
             Message::Action {
@@ -323,28 +324,28 @@ impl PeerState {
         Ok(())
     }
 
-    /// Gives the peer a file.
+    /// Pushes a file to the peer.
     ///
     /// # Errors
-    /// [`Rejected`]
+    /// See [`SendError`].
     pub fn send_file(&mut self, dest_filepath: &str, bytes: Bytes) -> Result<(), SendError> {
         let (path, content) = (dest_filepath.to_owned(), bytes);
         self.enqueue(QueuedMessage::new(Message::FilePush { path, content }, false))
     }
 
-    /// Answers what [`Event::Asked`].
+    /// Answers an [`Event::Request`].
     ///
     /// # Errors
-    /// [`Rejected`]
+    /// See [`SendError`].
     pub fn respond(&mut self, value: &str, id: &str, answer: ResponseBody) -> Result<(), SendError> {
         let (value, id) = (value.to_owned(), id.to_owned());
         self.enqueue(QueuedMessage::new(answer.into_message(value, id), false))
     }
 
-    /// Asks the peer. Returns the number that its end will name.
+    /// Requests a value. Returns the request's number, which its event repeats.
     ///
     /// # Errors
-    /// [`Rejected`]
+    /// See [`SendError`].
     pub fn get_response(&mut self, requested_value: &str, arguments: Arguments) -> Result<u64, SendError> {
         self.send_request(|id| Message::Request {
             name: requested_value.to_owned(),
@@ -353,10 +354,10 @@ impl PeerState {
         })
     }
 
-    /// Asks the peer for a file; the answer is [`Answer::File`].
+    /// Requests a file; the response is [`ResponseBody::File`].
     ///
     /// # Errors
-    /// [`Rejected`]
+    /// See [`SendError`].
     pub fn get_file(&mut self, client_filepath: &str) -> Result<u64, SendError> {
         self.send_request(|id| Message::file_request(client_filepath, id))
     }
@@ -379,7 +380,7 @@ impl PeerState {
         Ok(number)
     }
 
-    /// Nobody waits for this request any more; it ends without an event.
+    /// Removes a request; it ends without an event.
     pub fn abandon(&mut self, number: u64) {
         let id = self.pending.iter().find(|(_, pending)| pending.number == number);
         let Some(id) = id.map(|(id, _)| id.clone()) else {
@@ -389,7 +390,7 @@ impl PeerState {
         self.retain_queued(|item| item.request_id() != Some(&id));
     }
 
-    /// The next frame to write, whole, and from its first byte. Call [`Self::written`] before the next.
+    /// The next frame to write, from its first byte. [`Self::on_written`] must be called before the next one.
     pub fn poll_transmit(&mut self) -> Option<Frame> {
         if self.writing.is_some() {
             return None;
@@ -401,7 +402,7 @@ impl PeerState {
         Some(frame)
     }
 
-    /// The frame that was taken last has been written.
+    /// The frame that was taken last has been written as a whole.
     pub fn on_written(&mut self) {
         let Some(item) = self.writing.take() else { return };
         if let Some(pending) = item.request_id().and_then(|id| self.pending.get_mut(id)) {
@@ -409,7 +410,7 @@ impl PeerState {
         }
     }
 
-    /// A frame has come.
+    /// A frame has arrived.
     pub fn handle_frame(&mut self, frame: &Frame) {
         let event = match Message::from_frame(frame) {
             Err(bad) => Event::InvalidMessage(bad),
@@ -433,7 +434,7 @@ impl PeerState {
         self.events.push_back(event);
     }
 
-    /// The connection is lost, or was closed. See the module for what becomes of what is open.
+    /// The connection is lost or closed; the module says what happens to open messages.
     pub fn on_disconnected(&mut self) {
         self.connected = false;
         let wanted = |item: &QueuedMessage| item.request_id().is_none_or(|id| self.pending.contains_key(id));
@@ -462,13 +463,13 @@ impl PeerState {
             .collect();
         for id in ended {
             if let Some(PendingRequest { number, .. }) = self.pending.remove(&id) {
-                let why = RequestError::ConnectionLost;
-                self.events.push_back(Event::RequestFailed { number, error: why });
+                let error = RequestError::ConnectionLost;
+                self.events.push_back(Event::RequestFailed { number, error });
             }
         }
     }
 
-    /// What was sent and is open goes to the front, oldest first.
+    /// Moves requests that were sent back to the front of the queue, oldest first.
     fn requeue_sent_requests(&mut self) {
         let mut sent: Vec<&mut PendingRequest> =
             self.pending.values_mut().filter(|pending| pending.sent).collect();
@@ -487,7 +488,7 @@ impl PeerState {
         );
         match asked.then(|| self.pending.remove(&id)).flatten() {
             Some(PendingRequest { number, .. }) => {
-                // A peer may answer what is queued again: then it need not be asked.
+                // The response answers a request that waits to be sent again: it need not be sent.
                 self.retain_queued(|item| item.request_id() != Some(&id));
                 Event::Response { number, body: answer }
             }
@@ -495,7 +496,7 @@ impl PeerState {
         }
     }
 
-    /// Whether it may wait for a connection, if it has to.
+    /// Without a connection, refuses what would not be kept for the next one.
     fn check_can_queue(&self, item: &QueuedMessage) -> Result<(), SendError> {
         let kept = self.reconnect.resume_queue && !item.is_response();
         if self.connected || kept || item.request_id().is_some() {
@@ -523,9 +524,9 @@ impl PeerState {
         loop {
             let id = request_id(self.next_id);
             self.next_id = (self.next_id + 1) % REQUEST_ID_COUNT;
-            // That of a request that ended while it is being written is not free yet.
+            // The id of a request that ended while it was being written is not free yet.
             let writing = self.writing.as_ref().and_then(QueuedMessage::request_id) == Some(id.as_str());
-            // There are far more ids than open requests.
+            // The loop ends, because there are far more ids than open requests.
             if !writing && !self.pending.contains_key(&id) {
                 return id;
             }

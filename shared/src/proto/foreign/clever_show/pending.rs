@@ -1,4 +1,4 @@
-//! Questions to a drone that are queued, or wait for their answers.
+//! Requests to a drone that are queued, or wait for their response.
 
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
@@ -7,15 +7,15 @@ use std::time::Instant;
 use super::message::{Message, request_id};
 use crate::proto::wire::Frame;
 
-/// What an answer has to be, and whose it is.
+/// What a response must be, and the ticket that it completes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum ExpectedResponse {
     Value(u64),
     File(u64),
     CloverDir,
-    /// A sign of life.
+    /// The id, as a sign of life.
     Probe,
-    /// Nobody's any more.
+    /// Anything: the ticket was cancelled.
     Cancelled,
 }
 
@@ -25,13 +25,13 @@ pub(super) struct PendingRequest {
     pub(super) expects: ExpectedResponse,
     pub(super) respond_by: Option<Instant>,
     pub(super) frame: Frame,
-    /// Whether it has been written on this connection.
+    /// Whether it has been written over the present connection.
     pub(super) is_written: bool,
-    /// Whether it has ever been written.
+    /// Whether it has been written over any connection.
     pub(super) was_ever_written: bool,
 }
 
-/// By number.
+/// Open requests by number.
 #[derive(Debug, Default)]
 pub(super) struct PendingRequests {
     by_number: BTreeMap<u32, PendingRequest>,
@@ -53,28 +53,28 @@ impl DerefMut for PendingRequests {
 }
 
 impl PendingRequests {
-    /// Gives a question its number; the frame that asks it.
+    /// Numbers a request; returns its frame too.
     pub(super) fn register(
         &mut self,
         mut message: Message,
-        asked: ExpectedResponse,
-        until: Option<Instant>,
+        expects: ExpectedResponse,
+        respond_by: Option<Instant>,
     ) -> (u32, Frame) {
         let mut number = self.last_number.wrapping_add(1);
         while self.by_number.contains_key(&number) {
             number = number.wrapping_add(1);
         }
         self.last_number = number;
-        let mut asks = String::new();
+        let mut requested = String::new();
         if let Message::Request { name, id, .. } = &mut message {
             *id = request_id(number);
-            asks.clone_from(name);
+            requested.clone_from(name);
         }
         let frame = message.to_frame();
         let request = PendingRequest {
-            name: asks,
-            expects: asked,
-            respond_by: until,
+            name: requested,
+            expects,
+            respond_by,
             frame: frame.clone(),
             is_written: false,
             was_ever_written: false,

@@ -1,4 +1,4 @@
-//! What a drone tells of itself, as much of it as is kept.
+//! The readings that a drone reports, within bounds.
 
 use std::collections::BTreeMap;
 
@@ -8,20 +8,20 @@ use serde_json::{Map, Value};
 pub const READINGS_MAX: usize = 64;
 /// Longest reading, in bytes of JSON.
 pub const READING_BYTES_MAX: usize = 512;
-/// Most memory that all readings of one drone take, in bytes, roughly: JSON takes many times its length.
+/// Most memory of all readings of one drone, in bytes, estimated: JSON takes many times its length.
 pub const READINGS_MEMORY_MAX: usize = 64 * 1024;
 /// What a node of a map of values takes, and how many values it holds at least.
 const MAP_NODE: (usize, usize) = (640, 5);
-/// Longest path of a drone's programs, in bytes: no system opens a longer one.
+/// Longest path of a drone's programs, in bytes: the longest that Linux accepts.
 pub const CLOVER_DIR_BYTES_MAX: usize = 4_096;
 
-/// Where a drone keeps its programs.
+/// The directory of a drone's programs.
 #[derive(Debug, Default)]
 pub(super) enum CloverDir {
-    /// It was not asked, or has not answered.
+    /// Not requested, or not answered yet.
     #[default]
     NotReported,
-    /// It says nothing that is of use.
+    /// The drone's answer was not a path.
     Unknown,
     Path(String),
 }
@@ -47,14 +47,14 @@ impl CloverDir {
     }
 }
 
-/// By name; bounded in number, in length and in memory.
+/// Readings by name, bounded in number, length and memory.
 #[derive(Debug, Default)]
 pub(super) struct Readings {
     all: BTreeMap<String, Value>,
     memory: usize,
 }
 
-/// What a value takes.
+/// Estimated memory of a value, in bytes.
 fn memory(value: &Value) -> usize {
     let within = match value {
         Value::Null | Value::Bool(_) | Value::Number(_) => 0,
@@ -77,8 +77,8 @@ impl Readings {
         &self.all
     }
 
-    /// Takes in what `telemetry` says: its `value` holds an object of readings; some programs leave that out. What was
-    /// passed over, if anything.
+    /// Stores the readings of a `telemetry` message: an object in `value`, or the arguments themselves, as some
+    /// programs send them. Returns a note about readings that exceed the bounds.
     pub(super) fn update(&mut self, mut kwargs: Map<String, Value>) -> Option<String> {
         let readings = match kwargs.remove("value") {
             Some(Value::Object(readings)) => readings,

@@ -1,27 +1,26 @@
-//! A server's side of one drone, whatever becomes of its connections.
+//! The server's side of one drone, over successive connections.
 //!
-//! | state | ends | into |
+//! | state | ends | next |
 //! |---|---|---|
-//! | away | [`Drone::connected`] | here |
-//! | here | [`Drone::disconnected`]; the driver does that too after [`Event::TooQuiet`] and [`Event::OtherId`] | away |
+//! | disconnected | [`Drone::on_connected`] | connected |
+//! | connected | [`Drone::on_disconnected`]; the driver also calls it after [`Event::IdleTimeout`] and [`Event::IdChanged`] | disconnected |
 //!
-//! A frame is queued, then handed to the driver by [`Drone::next_frame`], then [written](Drone::written). What that
-//! means, and what a lost connection means, depends on what it is:
+//! A frame is queued, taken by the driver with [`Drone::next_frame`], and then [written](Drone::on_written):
 //!
-//! | | queued while away, or not yet written whole | written |
+//! | kind | queued while disconnected, or not written as a whole | written |
 //! |---|---|---|
-//! | action, file | sent at the next connection if [`Rules::resume_queue`], else dropped | ended: [`End::Sent`] |
-//! | request | the same | waits for its answer; asked again at the next connection if [`Rules::resend_requests`], else ended |
+//! | action, file | sent over the next connection with [`DroneOptions::resume_queue`], else dropped | ended: [`Completion::Sent`] |
+//! | request | the same | waits for its response; sent again over the next connection with [`DroneOptions::resend_requests`], else ended |
 //!
-//! A frame that the connection lost half of goes again whole: nobody acts on half a frame. `clover_dir` is asked until
-//! it is answered once; `id` is asked again after [`QUIET`], as a sign of life.
+//! A frame that was half written when the connection was lost is sent again as a whole: a drone never acts on half a
+//! frame. `clover_dir` is requested until it is answered once; `id` is requested after [`PROBE_AFTER`] of silence.
 //!
-//! An emergency stop drops every action and file that is queued, or lost half written, goes before everything else, goes
-//! again at each new connection, and refuses further actions and files, until [`Drone::release`]. It is told though
-//! nobody waits for it any more, or its time is up: then its ticket ends, and its frame stays.
+//! An emergency stop drops every action and file that is queued or half written, overtakes everything else, is sent
+//! again over each new connection, and refuses further actions and files until [`Drone::release`]. It is sent even if
+//! its ticket was cancelled or has expired: then the ticket ends and the frame stays queued.
 //!
-//! Invariants: every ticket gets exactly one [`Event::Ended`], unless it is [cancelled](Drone::cancel); nothing is begun
-//! after its deadline.
+//! Invariants: every ticket gets exactly one [`Event::Completed`], unless it is [cancelled](Drone::cancel); nothing
+//! starts after its deadline.
 
 mod emergency_stop;
 
@@ -43,24 +42,24 @@ use crate::proto::wire::{CONTENT_BYTES_MAX, ContentType, Frame, Header, MessageT
 
 /// Most frames of one drone that wait to be written.
 pub const QUEUE_MAX: usize = 256;
-/// Most bytes of files that wait to be written; one file may be longer, alone.
+/// Most bytes of files that wait to be written; a single file may be longer.
 pub const QUEUE_BYTES_MAX: usize = 32 * 1024 * 1024;
-/// Most requests of one drone that wait for their answers.
+/// Most requests of one drone that wait for their response.
 pub const REQUESTS_MAX: usize = 256;
-/// Silence after which a drone is asked for a sign of life.
+/// Silence after which the drone is probed with a request.
 pub const PROBE_AFTER: Duration = Duration::from_secs(5);
 
-/// See the module.
+/// The send queue, the requests and the readings of one drone.
 #[derive(Debug)]
 pub struct Drone {
     id: String,
     options: DroneOptions,
-    /// When it was heard last, while it is here.
+    /// When bytes last arrived; `None` while disconnected.
     last_heard: Option<Instant>,
     idle_reported: bool,
     queue: VecDeque<QueuedFrame>,
     writing: Option<QueuedFrame>,
-    /// By number: queued, in hand or waiting for its answer.
+    /// By number: queued, being written, or waiting for a response.
     requests: PendingRequests,
     clover_dir: CloverDir,
     readings: Readings,
@@ -68,15 +67,15 @@ pub struct Drone {
     events: VecDeque<Event>,
 }
 
-/// Our own questions and our own stop make no tickets.
+/// Ticket of frames that nobody waits for: the server's own requests, and a stop that is sent again.
 const NO_TICKET: Option<u64> = None;
 
 impl Drone {
-    /// One that has told its id, and is away.
-    pub fn new(id: String, rules: DroneOptions) -> Self {
+    /// A disconnected drone whose id is known.
+    pub fn new(id: String, options: DroneOptions) -> Self {
         Self {
             id,
-            options: rules,
+            options,
             last_heard: None,
             idle_reported: false,
             queue: VecDeque::new(),
@@ -89,48 +88,48 @@ impl Drone {
         }
     }
 
-    /// What it calls itself.
+    /// The id that the drone reported.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// Whether it is connected.
+    /// Whether there is a connection.
     pub fn is_connected(&self) -> bool {
         self.last_heard.is_some()
     }
 
-    /// When it was heard last, while it is here.
+    /// When bytes last arrived; `None` while disconnected.
     pub fn last_heard(&self) -> Option<Instant> {
         self.last_heard
     }
 
-    /// Where it keeps its programs, once it has said so in at most [`CLOVER_DIR_BYTES_MAX`].
+    /// The directory of the drone's programs, if it reported one of at most [`CLOVER_DIR_BYTES_MAX`].
     pub fn clover_dir(&self) -> Option<&str> {
         self.clover_dir.path()
     }
 
-    /// What it last told of itself.
+    /// The newest readings by name.
     pub fn readings(&self) -> &BTreeMap<String, Value> {
         self.readings.all()
     }
 
-    /// Whether an emergency stop is in force.
+    /// Whether an emergency stop is active.
     pub fn is_stopped(&self) -> bool {
         self.stop_message.is_some()
     }
 
-    /// Whether a file has been asked for: then frames may be as long as files are.
+    /// Whether a file is expected: then frames may have the length of files.
     pub fn is_awaiting_file(&self) -> bool {
         let mut requests = self.requests.values();
         requests.any(|request| request.is_written && matches!(request.expects, ExpectedResponse::File(_)))
     }
 
-    /// What is to be told next.
+    /// The oldest event that was not taken yet.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()
     }
 
-    /// It has connected and said its id.
+    /// The drone has connected and reported its id.
     pub fn on_connected(&mut self, now: Instant) {
         if self.is_connected() {
             self.on_disconnected(now);
@@ -147,7 +146,7 @@ impl Drone {
             self.queue.push_front(QueuedFrame {
                 kind: FrameKind::Request(*number),
                 ticket: request.expects.ticket(),
-                // It began in time.
+                // It was started in time already.
                 start_by: None,
                 frame: request.frame.clone(),
             });
@@ -159,7 +158,7 @@ impl Drone {
         self.requeue_stop();
     }
 
-    /// Its connection is gone.
+    /// The connection is lost or closed.
     pub fn on_disconnected(&mut self, now: Instant) {
         if self.last_heard.take().is_none() {
             return;
@@ -168,7 +167,7 @@ impl Drone {
             Some(half) if half.kind == FrameKind::ActionNoResend => {
                 self.complete_queued(half, emergency_stop::DROPPED_BY_STOP);
             }
-            // Released meanwhile, or told by another one.
+            // The stop was released in the meantime, or another stop frame is queued.
             Some(half)
                 if half.kind == FrameKind::Stop
                     && half.ticket.is_none()
@@ -199,7 +198,7 @@ impl Drone {
                 let kept = match queued.kind {
                     FrameKind::Stop => queued.ticket.is_some(),
                     FrameKind::Action | FrameKind::ActionNoResend => false,
-                    // What is asked again counts as asked, wherever it was.
+                    // A request that was written once is subject to `resend_requests`, wherever it is.
                     FrameKind::Request(number) => self.requests.get(&number).is_some_and(|request| {
                         request.was_ever_written || request.expects == ExpectedResponse::CloverDir
                     }),
@@ -217,7 +216,7 @@ impl Drone {
         self.handle_timeout(now);
     }
 
-    /// Has it do something. There will be no answer.
+    /// Sends an action; it has no response.
     pub fn send_action(
         &mut self,
         ticket: u64,
@@ -233,7 +232,7 @@ impl Drone {
         self.enqueue_action(ticket, &message, start_by, now);
     }
 
-    /// Sends it a file. There will be no answer.
+    /// Sends a file; it has no response.
     pub fn send_file(&mut self, ticket: u64, path: &str, content: Bytes, start_by: Instant, now: Instant) {
         let waiting: usize = self.queue.iter().map(|queued| queued.frame.content.len()).sum();
         if waiting > 0 && waiting + content.len() > QUEUE_BYTES_MAX {
@@ -262,7 +261,7 @@ impl Drone {
         });
     }
 
-    /// Asks it something.
+    /// Requests a value.
     pub fn send_request(
         &mut self,
         ticket: u64,
@@ -277,7 +276,7 @@ impl Drone {
         self.enqueue_request(message, ExpectedResponse::Value(ticket), deadlines, now);
     }
 
-    /// Asks it for a file.
+    /// Requests a file.
     pub fn request_file(&mut self, ticket: u64, path: &str, deadlines: Deadlines, now: Instant) {
         let message = Message::file_request(path, String::new());
         self.enqueue_request(message, ExpectedResponse::File(ticket), deadlines, now);
@@ -286,11 +285,11 @@ impl Drone {
     fn enqueue_request(
         &mut self,
         message: Message,
-        asked: ExpectedResponse,
+        expects: ExpectedResponse,
         deadlines: Deadlines,
         now: Instant,
     ) {
-        let Some(ticket) = asked.ticket() else { return };
+        let Some(ticket) = expects.ticket() else { return };
         if let Some(end) = self.rejection(deadlines.start_by.min(deadlines.respond_by), now) {
             return self.complete(ticket, end);
         }
@@ -300,7 +299,9 @@ impl Drone {
                 Completion::Refused("busy: too many questions wait for this drone"),
             );
         }
-        let (number, frame) = self.requests.register(message, asked, Some(deadlines.respond_by));
+        let (number, frame) = self
+            .requests
+            .register(message, expects, Some(deadlines.respond_by));
         self.queue.push_back(QueuedFrame {
             kind: FrameKind::Request(number),
             ticket: Some(ticket),
@@ -323,7 +324,7 @@ impl Drone {
         ))
     }
 
-    /// Asks for a sign of life, now.
+    /// Requests the id as a sign of life, unless such a request is open.
     pub fn probe(&mut self) {
         let asked = self
             .requests
@@ -334,13 +335,13 @@ impl Drone {
         }
     }
 
-    fn send_own_request(&mut self, name: &str, asked: ExpectedResponse) {
+    fn send_own_request(&mut self, name: &str, expects: ExpectedResponse) {
         let message = Message::Request {
             name: name.to_owned(),
             id: String::new(),
             arguments: Arguments::default(),
         };
-        let (number, frame) = self.requests.register(message, asked, None);
+        let (number, frame) = self.requests.register(message, expects, None);
         self.queue.push_front(QueuedFrame {
             kind: FrameKind::Request(number),
             ticket: NO_TICKET,
@@ -349,8 +350,8 @@ impl Drone {
         });
     }
 
-    /// Nobody waits for it any more: if it is not written yet, it never is, unless it is a stop that is in force. What is
-    /// being written may go out whole over this connection, and over no other.
+    /// Drops a ticket. A frame that is not being written yet is never sent, unless it is the active stop; one that is
+    /// being written may be finished over this connection only.
     pub fn cancel(&mut self, ticket: u64) {
         let mine = |queued: &QueuedFrame| queued.ticket == Some(ticket);
         let unwritten = self
@@ -372,7 +373,7 @@ impl Drone {
         }
         let mine = |request: &PendingRequest| request.expects.ticket() == Some(ticket);
         if !self.is_connected() {
-            // Its answer cannot come any more.
+            // Its response cannot arrive any more.
             self.requests.retain(|_, request| !mine(request));
         }
         for request in self.requests.values_mut().filter(|request| mine(request)) {
@@ -380,7 +381,7 @@ impl Drone {
         }
     }
 
-    /// Ends everything that has not ended.
+    /// Ends all tickets.
     pub fn close(&mut self, why: &'static str) {
         let queued = std::mem::take(&mut self.queue);
         for queued in self.writing.take().into_iter().chain(queued) {
@@ -393,7 +394,7 @@ impl Drone {
         self.last_heard = None;
     }
 
-    /// What is to be written now: nothing while the last frame is not [written](Self::written).
+    /// The next frame to write; none while the last one is not [written](Self::on_written).
     pub fn next_frame(&mut self, now: Instant) -> Option<Frame> {
         if !self.is_connected() || self.writing.is_some() {
             return None;
@@ -410,7 +411,7 @@ impl Drone {
         None
     }
 
-    /// The frame in hand has been written whole.
+    /// The frame that was taken last has been written as a whole.
     pub fn on_written(&mut self) {
         let Some(written) = self.writing.take() else {
             return;
@@ -429,22 +430,22 @@ impl Drone {
         }
     }
 
-    /// The frame in hand cannot be written at all: its names are too long for its header.
+    /// The frame that was taken last cannot be encoded: its names are too long for a header.
     pub fn on_unwritable(&mut self) {
         if let Some(queued) = self.writing.take() {
             self.complete_queued(queued, Completion::Refused("its names are too long for a frame"));
         }
     }
 
-    /// Something of it has arrived, if not a whole frame yet.
+    /// Bytes have arrived, but not necessarily a whole frame.
     pub fn on_bytes_received(&mut self, now: Instant) {
         if let Some(heard) = &mut self.last_heard {
             *heard = now.max(*heard);
         }
     }
 
-    /// Content is arriving. If it is a file's, that is waited for until then at least; what else the drone tells
-    /// meanwhile, such as readings, puts nothing off.
+    /// The content of a frame is arriving. If it is a file, the request for it waits until `until` at least; other
+    /// content, such as readings, extends no deadline.
     pub fn extend_file_deadline(&mut self, header: &Header, until: Instant) {
         if header.message_type != MessageType::Response || header.content_type != ContentType::Binary {
             return;
@@ -458,8 +459,8 @@ impl Drone {
         }
     }
 
-    /// Reads a frame of it. Only files may be as long as files are: JSON takes many times its length in memory, so more
-    /// than [`CONTENT_BYTES_MAX`] of it is passed over unread.
+    /// Handles a frame. JSON of more than [`CONTENT_BYTES_MAX`] is ignored, since it takes many times its length in
+    /// memory; only files may be longer.
     pub fn handle_frame(&mut self, frame: &Frame, now: Instant) {
         if !self.is_connected() {
             return;
@@ -521,7 +522,7 @@ impl Drone {
                     self.events.push_back(Event::IdChanged(id));
                 }
             }
-            // Answered, if not with a path.
+            // It was answered, though not with a path.
             (ExpectedResponse::CloverDir, Err(_)) => self.clover_dir = CloverDir::Unknown,
             (ExpectedResponse::Probe, Err(_)) | (ExpectedResponse::Cancelled, _) => {}
         }
@@ -556,7 +557,7 @@ impl Drone {
         [begin, answer, quiet].into_iter().flatten().min()
     }
 
-    /// Ends what has taken too long, and asks for a sign of life.
+    /// Ends what has exceeded its time, and probes a silent drone.
     pub fn handle_timeout(&mut self, now: Instant) {
         let late = |queued: &QueuedFrame| queued.start_by.is_some_and(|begin| now >= begin);
         if self.queue.iter().any(late) {

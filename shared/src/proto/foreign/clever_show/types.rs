@@ -1,60 +1,60 @@
-//! What a server asks of a drone, and how it ends.
+//! Options of a drone's server side, and how its tickets end.
 
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde_json::Value;
 
-/// What a lost connection means, and a long silence.
+/// What happens when a connection is lost, or is silent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DroneOptions {
-    /// Messages that are queued when a connection is lost, or while there is none, are sent at the next one.
+    /// Messages that wait when a connection is lost, or while there is none, are sent over the next one.
     pub resume_queue: bool,
-    /// Requests without an answer are asked again at the next connection.
+    /// Requests without a response are sent again over the next connection.
     pub resend_requests: bool,
-    /// The longest silence.
+    /// Silence after which the drone is disconnected.
     pub idle_timeout: Duration,
 }
 
-/// Until when something may begin, and be answered.
+/// When a request expires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Deadlines {
-    /// It is not begun after this.
+    /// It is not sent at or after this time.
     pub start_by: Instant,
-    /// An answer is not waited for after this.
+    /// Its response is not waited for after this time.
     pub respond_by: Instant,
 }
 
-/// How something ended.
+/// How a ticket ended.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Completion {
-    /// Written whole. That is all that can be known.
+    /// Written as a whole; the protocol confirms no more.
     Sent,
-    /// Answered.
+    /// The response to a request.
     Response(Value),
-    /// Answered with a file.
+    /// The file that was requested.
     File(Bytes),
-    /// The answer is not of the kind that was asked for.
+    /// The response is a value instead of a file, or the reverse.
     WrongKind(&'static str),
-    /// It could not begin in time.
+    /// It could not start before its deadline.
     Expired,
-    /// No answer, and why.
+    /// No response, and why.
     NoAnswer(&'static str),
-    /// Not tried, and why.
+    /// Never sent, and why.
     Refused(&'static str),
 }
 
-/// What is to be told.
+/// What the driver has to act on.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    /// What the ticket is about has ended.
+    /// This ticket has ended.
     Completed(u64, Completion),
     /// New readings; also in [`Drone::readings`](super::server::Drone::readings).
     Telemetry,
-    /// It says that it is called otherwise now: close the connection, so that it comes in anew.
+    /// The drone reports another id: close the connection, so that it is identified again.
     IdChanged(String),
-    /// Nothing was heard for too long: close the connection.
+    /// The drone was silent for too long: close the connection.
     IdleTimeout,
-    /// Something was passed over, for whoever looks for a fault.
+    /// A frame was ignored; the text says why, for debugging.
     Ignored(String),
 }

@@ -1,16 +1,16 @@
-//! Where one message ends and the next begins, in a stream that has nothing between them.
+//! Splits a byte stream without separators into messages.
 //!
-//! A message is a JSON object or list: it ends with the bracket that closes it, whatever brackets its texts hold. White
-//! space between messages is passed over. Each byte is looked at once, and no more is kept than one message's
-//! bytes and what came with its last ones.
+//! A message is a JSON object; it ends with the bracket that closes it, whatever brackets its texts contain. White
+//! space between messages is skipped. Each byte is examined once, and at most one message and the bytes that arrived
+//! with its end are kept.
 
 use crate::proto::json::JSON_DEPTH_MAX;
 
-/// Cuts a stream into messages.
+/// Splits a byte stream into messages.
 #[derive(Clone, Debug)]
 pub struct MessageReader {
     bytes: Vec<u8>,
-    /// How many of them have been looked at.
+    /// How many of them have been examined.
     scanned: usize,
     max: usize,
     depth: usize,
@@ -18,25 +18,25 @@ pub struct MessageReader {
     escaped: bool,
 }
 
-/// Why a stream cannot be cut any further: where the next message begins is not known.
+/// Why a stream cannot be split further: the start of the next message is unknown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FramingError {
-    /// Something else than an object.
+    /// A message does not start with an object.
     #[error("a message begins with {{, and this does not")]
     NotAnObject,
-    /// Its end has not come within the bound.
+    /// No end within the bound, which is given in bytes.
     #[error("the message is longer than {0} bytes")]
     TooLong(usize),
-    /// Nested too deeply.
+    /// Too many brackets are open.
     #[error("the message is nested deeper than {JSON_DEPTH_MAX} levels")]
     TooDeep,
-    /// A text that JSON cannot hold.
+    /// A control character within a text.
     #[error("not JSON: a text runs past the end of its line")]
     UnterminatedString,
 }
 
 impl MessageReader {
-    /// For messages of at most `max` bytes.
+    /// Accepts messages of at most `max` bytes.
     pub fn new(max: usize) -> Self {
         Self {
             bytes: Vec::new(),
@@ -48,20 +48,20 @@ impl MessageReader {
         }
     }
 
-    /// Takes what has arrived. Everything that it makes whole is to be taken out before more is fed.
+    /// Appends bytes that arrived. All complete messages must be taken before more is fed.
     pub fn feed(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// Whether a message has begun that is not whole.
+    /// Whether a message has started and is not complete.
     pub fn has_partial_message(&self) -> bool {
         self.bytes.iter().any(|byte| !is_space(*byte))
     }
 
-    /// The next whole message; `None` until more has arrived.
+    /// Takes the next complete message; `None` until more bytes arrive.
     ///
     /// # Errors
-    /// [`Cut`], the same whenever it is asked again.
+    /// See [`FramingError`]; every later call returns the same error.
     pub fn next_message(&mut self) -> Result<Option<Vec<u8>>, FramingError> {
         if self.depth == 0 {
             let blank = self.bytes.iter().take_while(|byte| is_space(**byte)).count();
@@ -85,7 +85,7 @@ impl MessageReader {
         Ok(None)
     }
 
-    /// Looks at a byte; whether it ends the message.
+    /// Examines a byte; returns whether it ends the message.
     fn scan_byte(&mut self, byte: u8) -> Result<bool, FramingError> {
         if self.in_string {
             match byte {

@@ -1,4 +1,4 @@
-//! Typed arguments of a plug-in's action: checked by the node, so that every program need not.
+//! Typed arguments of a plug-in's action, checked by the node.
 
 use std::collections::BTreeMap;
 
@@ -9,23 +9,23 @@ use super::{
 };
 use crate::proto::message::Arguments;
 
-/// What an argument may be.
+/// The type of an argument.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ArgumentKind {
-    /// Text, of [`ARGUMENT_BYTES_MAX`] bytes at most.
+    /// Text of at most [`ARGUMENT_BYTES_MAX`] bytes.
     String,
-    /// A whole number within these bounds.
+    /// A whole number within inclusive bounds.
     Integer {
-        /// The lowest.
+        /// Lower bound.
         min: i64,
-        /// The highest.
+        /// Upper bound.
         max: i64,
     },
-    /// A number within these bounds.
+    /// A number within inclusive bounds.
     Number {
-        /// The lowest.
+        /// Lower bound.
         min: f64,
-        /// The highest.
+        /// Upper bound.
         max: f64,
     },
     /// `true` or `false`.
@@ -34,21 +34,21 @@ pub enum ArgumentKind {
     Choice(Vec<String>),
 }
 
-/// An argument, and what it is if it is not given.
+/// An argument's type and default.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ArgumentSpec {
-    /// What it may be.
+    /// The type of its value.
     pub kind: ArgumentKind,
-    /// Without one, it has to be given.
+    /// Without a default, the argument must be given.
     pub default: Option<Value>,
 }
 
-/// The arguments of an action by their names.
+/// The arguments of an action by name.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ArgumentSpecs(BTreeMap<String, ArgumentSpec>);
 
 impl ArgumentSpecs {
-    /// Reads `{"color": {"type": "string", "default": "red"}}`; `at` names it in errors.
+    /// Parses `{"color": {"type": "string", "default": "red"}}`; `at` names the place in errors.
     pub(super) fn parse(at: &str, value: &Value) -> Result<Self, RegisterError> {
         let object = value
             .as_object()
@@ -66,10 +66,10 @@ impl ArgumentSpecs {
         Ok(Self(rules))
     }
 
-    /// The arguments as the plug-in gets them: all by name, checked, with defaults.
+    /// The arguments for the plug-in: all by name, checked, with defaults.
     ///
     /// # Errors
-    /// A sentence that names the argument and its rule.
+    /// A text that names the argument and its rule.
     pub fn check(&self, given: &Arguments) -> Result<Arguments, String> {
         let takes = || match self.0.keys().map(String::as_str).collect::<Vec<_>>().as_slice() {
             [] => "it takes none".to_owned(),
@@ -82,7 +82,7 @@ impl ArgumentSpecs {
                 takes()
             ));
         }
-        // With one argument it is clear which one is meant.
+        // A single argument may be given by position.
         let positional = match given.args.as_slice() {
             [] => None,
             [value] if self.0.len() == 1 && given.kwargs.is_empty() => Some(value),
@@ -184,7 +184,7 @@ fn parse_choices(at: &str, value: Option<&Value>) -> Result<Vec<String>, Registe
 }
 
 impl ArgumentKind {
-    /// The value as the plug-in gets it; `None` if it breaks the rule.
+    /// The value for the plug-in; `None` if it breaks the rule.
     fn convert(&self, value: &Value) -> Option<Value> {
         match self {
             Self::String => plain_text(value)
@@ -205,7 +205,7 @@ impl ArgumentKind {
         }
     }
 
-    /// What was given instead of what it must be, and how to send what was meant if that is clear.
+    /// Quotes the given value, and says how to send the intended one if that is clear.
     fn describe_rejected(&self, name: &str, value: &Value) -> String {
         let shown = value.to_string();
         let given = truncate(&shown, 80);
@@ -218,7 +218,7 @@ impl ArgumentKind {
     }
 }
 
-/// What it must be, as a phrase.
+/// The rule, as a phrase.
 impl std::fmt::Display for ArgumentKind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -242,8 +242,8 @@ impl std::fmt::Display for ArgumentKind {
     }
 }
 
-/// A string's own text. A command line that writes `code=7` means the text `7`, and so for `true`; a number with a
-/// point has lost its spelling, and is refused.
+/// A number or boolean as text, for a command line such as `code=7`. A number with a point has lost its spelling, and
+/// is refused.
 fn plain_text(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),

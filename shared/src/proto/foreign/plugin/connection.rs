@@ -1,14 +1,15 @@
-//! What each frame of a plug-in means, and when its time is up.
+//! Decides what each frame of a plug-in means, and when its time is up.
 //!
-//! | state | ends | into |
+//! | state | ends | next |
 //! |---|---|---|
-//! | greeting | `register` is read | asked |
-//! | greeting | [`REGISTER_TIMEOUT`], or anything else is said | closed |
-//! | asked | [`PluginProtocol::admit`] | registered, or closed |
-//! | registered | a second `register`; the driver says [`PluginProtocol::close`] | closed |
+//! | unregistered | `register` is parsed | registering |
+//! | unregistered | [`REGISTER_TIMEOUT`], or any other message | closed |
+//! | registering | [`PluginProtocol::finish_registration`] | registered, or closed |
+//! | registered | a second `register`; the driver calls [`PluginProtocol::close`] | closed |
 //!
-//! A call is open from [`PluginProtocol::begin`] until its one [`Event::Ended`]: with the plug-in's answer, after its
-//! time, when it is called off, or when the conversation is closed. What comes for a call that is not open is dropped.
+//! A call is open from [`PluginProtocol::start_call`] until its one [`Event::CallEnded`]: with the plug-in's
+//! response, at its time-out, when it is cancelled, or when the connection ends. Responses to calls that are not open
+//! are ignored.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -23,38 +24,38 @@ use crate::proto::message::Arguments;
 use crate::proto::outcome::{Outcome, Reply};
 use crate::proto::wire::{ContentType, Frame, MessageType};
 
-/// Something for the plug-in to do or to answer.
+/// A call of an action or request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Call {
-    /// Unique on this node; given back with the end.
+    /// Unique on this node; returned with the end of the call.
     pub number: u64,
-    /// The action or request.
+    /// Name of the action or request.
     pub name: String,
-    /// With what.
+    /// By position and by name.
     pub arguments: Arguments,
-    /// When it must not begin any more.
+    /// It does not start at or after this time.
     pub deadline: Option<Instant>,
 }
 
-/// How much a line of a plug-in matters.
+/// Severity of a plug-in's log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogLevel {
-    /// For whoever looks for a fault.
+    /// For debugging.
     Debug,
-    /// Of interest.
+    /// Normal operation.
     Info,
-    /// Something is wrong.
+    /// Something is wrong, and the plug-in goes on.
     Warning,
     /// Something has failed.
     Error,
 }
 
-/// What is to be done, in order.
+/// What the driver has to do, in order.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    /// Write this. With a call's number: tell [`PluginProtocol::handed_over`] when it is written.
+    /// Write the frame. With a call's number: call [`PluginProtocol::on_written`] once it is written.
     Send(Box<Frame>, Option<u64>),
-    /// Find out whether it may be, and tell [`PluginProtocol::admit`].
+    /// Check whether the registration is possible, and call [`PluginProtocol::finish_registration`].
     Register(Registration),
     /// The call with this number has ended.
     CallEnded(u64, Reply),
@@ -62,9 +63,9 @@ pub enum Event {
     Telemetry(Vec<(String, Value)>),
     /// A line for the log.
     Log(LogLevel, String),
-    /// Something was passed over, for whoever looks for a fault.
+    /// A message was ignored; the text says why, for debugging.
     Ignored(String),
-    /// Write what is left and close; nothing follows.
+    /// Write the rest and close, for this reason; no event follows.
     Close(String),
 }
 
@@ -85,7 +86,7 @@ struct PendingCall {
     answers: bool,
 }
 
-/// A program's side of the socket. See the module.
+/// The node's side of one plug-in's connection.
 #[derive(Debug)]
 pub struct PluginProtocol {
     state: State,
@@ -98,7 +99,7 @@ pub struct PluginProtocol {
 }
 
 impl PluginProtocol {
-    /// With a program that has just connected.
+    /// A program has just connected.
     pub fn new(now: Instant) -> Self {
         Self {
             state: State::Unregistered,
@@ -111,7 +112,7 @@ impl PluginProtocol {
         }
     }
 
-    /// What is to be done next.
+    /// The next thing to do.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()
     }
@@ -125,17 +126,17 @@ impl PluginProtocol {
         }
     }
 
-    /// How many calls wait for their answers.
+    /// Calls that wait for their response.
     pub fn pending_calls(&self) -> usize {
         self.pending.len()
     }
 
-    /// Whether nothing is read any more.
+    /// Whether frames are ignored from now on.
     pub fn is_closed(&self) -> bool {
         self.state == State::Closed
     }
 
-    /// Ends what has taken too long.
+    /// Ends what has exceeded its time.
     pub fn handle_timeout(&mut self, now: Instant) {
         if self.state == State::Unregistered && now >= self.connected_at + REGISTER_TIMEOUT {
             return self.close(&format!("no {REGISTER} message came within {REGISTER_TIMEOUT:?}"));
@@ -158,7 +159,7 @@ impl PluginProtocol {
         }
     }
 
-    /// Whether the program may be what it registered as, or why not.
+    /// Completes the registration: with what the program is told, or with the reason for a refusal.
     pub fn finish_registration(&mut self, admitted: Result<Value, String>) {
         if self.state != State::Registering {
             return;
@@ -172,7 +173,7 @@ impl PluginProtocol {
         }
     }
 
-    /// Passes a call on. `boot_ms` is the machine's own clock since it booted, which the program can read too.
+    /// Sends a call. `boot_ms` is the time since the machine booted, which the program can read too.
     pub fn start_call(&mut self, call: Call, now: Instant, boot_ms: u64) {
         let refused = |why: String| Event::CallEnded(call.number, Reply::refused(why));
         let entry = match (&self.registration, self.state) {
@@ -222,7 +223,7 @@ impl PluginProtocol {
         }
     }
 
-    /// The frame of a call that is not answered has been written whole.
+    /// The frame of a call without a response has been written as a whole.
     pub fn on_written(&mut self, number: u64) {
         let found = self
             .pending
@@ -237,7 +238,7 @@ impl PluginProtocol {
             .push_back(Event::CallEnded(number, Reply::done(told.into())));
     }
 
-    /// Nobody waits for this call any more. The plug-in is told.
+    /// Cancels a call, and notifies the plug-in.
     pub fn cancel(&mut self, number: u64) {
         let found = self
             .pending
@@ -246,12 +247,12 @@ impl PluginProtocol {
             .map(|(id, _)| *id);
         if let Some((id, open)) = found.and_then(|id| self.pending.remove(&id).map(|open| (id, open))) {
             self.events
-                .push_back(Event::CallEnded(number, Reply::failed("it was called off")));
+                .push_back(Event::CallEnded(number, Reply::failed("it was cancelled")));
             self.send_cancel(id, &open.name);
         }
     }
 
-    /// Ends it from this side: the program is told why, and every open call ends.
+    /// Closes the connection: the program is told why, and every open call ends.
     pub fn close(&mut self, why: &str) {
         if self.state != State::Closed {
             self.send(frames::register_error(why));
@@ -259,7 +260,7 @@ impl PluginProtocol {
         self.close_with("was closed", why);
     }
 
-    /// The program has closed its side, or its connection is broken.
+    /// The program has closed the connection, or it is broken.
     pub fn on_disconnected(&mut self, why: &str) {
         self.close_with("went away", why);
     }
@@ -277,7 +278,7 @@ impl PluginProtocol {
         self.events.push_back(Event::Close(why.to_owned()));
     }
 
-    /// Reads a frame of the program.
+    /// Handles a frame of the program.
     pub fn handle_frame(&mut self, frame: &Frame, now: Instant) {
         match self.state {
             State::Closed => {}
@@ -362,7 +363,7 @@ impl PluginProtocol {
             return;
         };
         let known = &registration.fields;
-        // As clever-show's own clients tell it.
+        // Telemetry in the form of clever-show's own clients.
         if given.len() == 1
             && !known.contains_key("value")
             && let Some(Value::Object(fields)) = given.get_mut("value")
@@ -478,7 +479,7 @@ fn depth(value: &Value) -> usize {
     }
 }
 
-/// Lines that may still be logged: some at once, and one more every [`LOG_LINE_INTERVAL`].
+/// Log lines that are available: [`LOG_LINES_BURST`], and one more every [`LOG_LINE_INTERVAL`].
 #[derive(Debug)]
 struct LogRateLimit {
     lines_left: u32,
@@ -495,7 +496,7 @@ impl LogRateLimit {
         }
     }
 
-    /// Takes one, and says how many were left out before it; `None` if there is none to take.
+    /// Takes one line, and returns how many were dropped before it; `None` if none is available.
     fn try_take(&mut self, now: Instant) -> Option<u64> {
         let passed =
             now.saturating_duration_since(self.refilled_at).as_millis() / LOG_LINE_INTERVAL.as_millis();

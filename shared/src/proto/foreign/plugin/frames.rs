@@ -5,9 +5,9 @@ use serde_json::{Map, Value, json};
 use crate::proto::message::Arguments;
 use crate::proto::wire::{Frame, Header, MessageType};
 
-/// The action by which a program registers; also what the node's answer to it names.
+/// The action by which a program registers; the node's response names it too.
 pub const REGISTER: &str = "register";
-/// The `request_id` of the answer to `register`, which has none of its own.
+/// The `request_id` of the response to `register`, which has none of its own.
 const REGISTER_ID: &str = "0";
 
 fn frame(header: Header, content: &Value) -> Frame {
@@ -21,7 +21,7 @@ fn frame(header: Header, content: &Value) -> Frame {
     }
 }
 
-/// A message: an action for the other side.
+/// A message: an action for the plug-in.
 pub fn message(action: &str, kwargs: Map<String, Value>) -> Frame {
     let header = Header {
         action: Some(action.to_owned()),
@@ -30,7 +30,7 @@ pub fn message(action: &str, kwargs: Map<String, Value>) -> Frame {
     frame(header, &json!({ "args": [], "kwargs": kwargs }))
 }
 
-/// An action that wants an answer if the plug-in gives any: clever-show's message, with our number in its header.
+/// An action with a response: clever-show's message, with the call's number in its header.
 pub(super) fn action(name: &str, id: &str, until: u64, arguments: &Arguments) -> Frame {
     let header = Header {
         action: Some(name.to_owned()),
@@ -41,7 +41,7 @@ pub(super) fn action(name: &str, id: &str, until: u64, arguments: &Arguments) ->
     frame(header, &json!(arguments))
 }
 
-/// A question.
+/// A request for a value.
 pub(super) fn request(name: &str, id: &str, until: u64, arguments: &Arguments) -> Frame {
     let header = Header {
         message_type: MessageType::Request,
@@ -63,17 +63,18 @@ fn response(name: &str, id: &str, content: &Value) -> Frame {
     frame(header, content)
 }
 
-/// The answer to `register`: the program is a plug-in now.
+/// The response to `register`: the program is a plug-in now.
 pub fn register_response(value: &Value) -> Frame {
     response(REGISTER, REGISTER_ID, &json!({ "value": value }))
 }
 
-/// Why not, or why not any longer. `value` is there because clever-show's module reads it from every response.
+/// Why a registration is refused, or a plug-in is disconnected. `value` is there because clever-show's module reads
+/// it from every response.
 pub fn register_error(error: &str) -> Frame {
     error_response(REGISTER, REGISTER_ID, error)
 }
 
-/// To a question that the plug-in asks.
+/// The response to a request of the plug-in.
 pub(super) fn error_response(name: &str, id: &str, error: &str) -> Frame {
     response(name, id, &json!({ "value": null, "error": error }))
 }

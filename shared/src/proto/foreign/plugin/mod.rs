@@ -1,11 +1,11 @@
-//! Plug-ins: local programs that add actions, questions and readings to a node, over a Unix socket.
+//! Plug-ins: local programs that add actions, requests and readings to a node, over a Unix socket.
 //!
-//! The frames are clever-show's, so that a program that uses its messaging module becomes a plug-in by sending one
-//! more message; docs/plugins.md is the prose. A node sends an action as clever-show's server does, and a question as
-//! a request; it pairs the answer by `request_id`. [`Registration`] is what a program says that it can do,
+//! The frames are clever-show's, so that a program with its messaging module becomes a plug-in by sending one more
+//! message; docs/plugins.md describes the protocol. A node sends an action as clever-show's server does, and a
+//! request as well; it matches the response by `request_id`. [`Registration`] is what a program offers, and
 //! [`PluginProtocol`] decides what each of its frames means.
 //!
-//! Invariants: every call ends once, with an outcome, whatever the program does; everything that a program says is
+//! Invariants: every call ends once, with an outcome, whatever the program does; everything that a program sends is
 //! bounded by a constant of this module before it is kept.
 
 mod arguments;
@@ -46,43 +46,44 @@ pub const DESCRIPTION_BYTES_MAX: usize = 256;
 pub const UNIT_BYTES_MAX: usize = 16;
 /// Longest value of a telemetry field as JSON, in bytes: all fields of all plug-ins fit one frame.
 pub const FIELD_VALUE_BYTES_MAX: usize = 512;
-/// Deepest nesting of a telemetry field's value, in levels: it is told inside other objects.
+/// Deepest nesting of a telemetry field's value, in levels: it is sent inside other objects.
 pub const FIELD_DEPTH_MAX: usize = 8;
-/// Longest line of a plug-in for the node's log, and longest reason for a failure, in bytes; the rest is cut off.
+/// Longest line of a plug-in for the node's log, and longest reason for a failure, in bytes; longer ones are
+/// truncated.
 pub const TEXT_BYTES_MAX: usize = 1024;
 /// Longest string that an argument may hold, in bytes.
 pub const ARGUMENT_BYTES_MAX: usize = 4096;
-/// Most calls of one plug-in that may wait for their answers; one more is refused as busy.
+/// Most calls of one plug-in that wait for their response; one more is refused as busy.
 pub const CALLS_MAX: usize = 32;
-/// Lines that a plug-in may log at once, and how long one takes to come back.
+/// Lines that a plug-in may log at once; each is available again after [`LOG_LINE_INTERVAL`].
 pub const LOG_LINES_BURST: u32 = 50;
-/// See [`LOG_LINES_BURST`].
+/// Interval after which one more line may be logged.
 pub const LOG_LINE_INTERVAL: Duration = Duration::from_millis(100);
-/// How long a program has for its `register` message.
+/// Time for the `register` message after connecting.
 pub const REGISTER_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a plug-in has for its answer unless it says otherwise.
+/// Time for a response, unless the registration says otherwise.
 pub const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest time that a plug-in may ask for.
+/// Longest response time-out that a plug-in may register.
 pub const RESPONSE_TIMEOUT_MAX: Duration = Duration::from_secs(3600);
 
-/// Before a program has registered.
+/// Frame limits before registration.
 pub const LIMITS_UNREGISTERED: FrameLimits = FrameLimits {
     header: HEADER_BYTES_MAX,
     content: 256 * 1024,
 };
-/// Of a plug-in.
+/// Frame limits after registration.
 pub const LIMITS: FrameLimits = FrameLimits {
     header: HEADER_BYTES_MAX,
     content: CONTENT_BYTES_MAX,
 };
 
-/// What a name has to be: 1 to [`NAME_BYTES_MAX`] letters, digits, `_` and `-`, beginning with a letter or digit.
+/// Whether `text` is a name: 1 to [`NAME_BYTES_MAX`] letters, digits, `_` and `-`, starting with a letter or digit.
 pub fn is_name(text: &str) -> bool {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
     (1..=NAME_BYTES_MAX).contains(&text.len()) && text.bytes().all(allowed) && !text.starts_with(['_', '-'])
 }
 
-/// At most so many bytes of a text, cut between characters.
+/// The start of `text`, at most `bytes` long, cut between characters.
 pub fn truncate(text: &str, bytes: usize) -> &str {
     let mut end = text.len().min(bytes);
     while !text.is_char_boundary(end) {

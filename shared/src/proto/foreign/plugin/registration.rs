@@ -1,4 +1,4 @@
-//! What a program says that it can do: the `kwargs` of its `register` message.
+//! What a program offers: the `kwargs` of its `register` message.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -16,46 +16,46 @@ pub enum RegisterError {
     /// The plug-in has no name.
     #[error("register needs a name: {{\"name\": \"lamp\", …}}")]
     MissingName,
-    /// A name that is none.
+    /// A name breaks the rule for names.
     #[error(
         "{at}: {name:?} is not a name here: use 1 to {NAME_BYTES_MAX} letters, digits, _ and -, beginning with a \
          letter or digit"
     )]
     BadName {
-        /// Where.
+        /// Where in the message.
         at: String,
-        /// What is there, cut.
+        /// The name, truncated.
         name: String,
     },
-    /// A key that means nothing.
+    /// A key that is not known.
     #[error("{at}: unknown key {key:?}; known: {known}")]
     UnknownKey {
-        /// Where.
+        /// Where in the message.
         at: String,
-        /// The key, cut.
+        /// The key, truncated.
         key: String,
-        /// What is known there.
+        /// The known keys.
         known: String,
     },
     /// A value of another type, or out of range.
     #[error("{at} must be {expected}")]
     WrongValue {
-        /// Where.
+        /// Where in the message.
         at: String,
-        /// What it must be.
+        /// The rule that it breaks.
         expected: String,
     },
-    /// More than one node can hold.
+    /// More entries than allowed.
     #[error("{at}: {count} are more than the {max} allowed")]
     TooMany {
-        /// Of what.
+        /// Which list.
         at: String,
-        /// How many there are.
+        /// How many it has.
         count: usize,
-        /// How many there may be.
+        /// The limit.
         max: usize,
     },
-    /// An action and a request of one name.
+    /// One name for an action and a request.
     #[error("{0:?} is registered both as an action and as a request; name one of them otherwise")]
     DuplicateName(String),
     /// The message has no arguments by name.
@@ -87,33 +87,33 @@ impl RegisterError {
     }
 }
 
-/// What a plug-in offers under one name.
+/// The two kinds of callables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CallableKind {
-    /// It does something.
+    /// It changes something.
     Action,
-    /// It only answers.
+    /// It only reads.
     Request,
 }
 
 /// An action or a request of a plug-in.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Callable {
-    /// Which of the two.
+    /// Action or request.
     pub kind: CallableKind,
-    /// How long the plug-in has for its answer.
+    /// Time for its response.
     pub timeout: Duration,
-    /// Whether it moves something and must never be late.
+    /// Whether it is a flight action.
     pub flight: bool,
-    /// Whether it does no harm to run it twice.
+    /// Whether running it twice does no harm.
     pub idempotent: bool,
-    /// Whether it may run while an emergency stop is latched.
+    /// Whether it may run during an emergency stop.
     pub while_stopped: bool,
-    /// Whether the plug-in answers at all; else it is done as soon as it is handed over.
+    /// Whether the plug-in responds; else the call is done once it is written.
     pub answers: bool,
-    /// For people; may be empty.
+    /// For users; may be empty.
     pub description: String,
-    /// What it may be given; without rules anything is passed on.
+    /// Rules for its arguments; without rules all arguments are passed on.
     pub arguments: Option<ArgumentSpecs>,
 }
 
@@ -194,22 +194,22 @@ impl Callable {
     }
 }
 
-/// What a program says that it can do.
+/// What a program offers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Registration {
-    /// The plug-in's name: unique on its node.
+    /// The plug-in's name, unique on its node.
     pub name: String,
-    /// Its actions and requests by their names.
+    /// Its actions and requests by name.
     pub callables: BTreeMap<String, Callable>,
-    /// Its telemetry fields by their names, each with its unit, which may be empty.
+    /// Its telemetry fields by name, each with its unit, which may be empty.
     pub fields: BTreeMap<String, String>,
 }
 
 impl Registration {
-    /// Reads the `kwargs` of a `register` message.
+    /// Parses the `kwargs` of a `register` message.
     ///
     /// # Errors
-    /// [`RegisterError`]: the first mistake.
+    /// The first mistake.
     pub fn parse(kwargs: &Map<String, Value>) -> Result<Self, RegisterError> {
         check_known_keys("register", kwargs, &["name", "actions", "requests", "telemetry"])?;
         let name = kwargs.get("name").ok_or(RegisterError::MissingName)?;
@@ -248,7 +248,7 @@ impl Registration {
     }
 }
 
-/// A table by names, or just a list of the names.
+/// Parses an object by names, or a list of the names.
 fn parse_named<'v>(
     at: &str,
     value: Option<&'v Value>,
@@ -285,7 +285,7 @@ fn parse_named<'v>(
     Ok(all)
 }
 
-/// Refuses a key that means nothing, which is a typing mistake more often than not.
+/// Refuses unknown keys: they are typing errors more often than not.
 pub(super) fn check_known_keys(
     at: &str,
     object: &Map<String, Value>,
@@ -311,7 +311,7 @@ pub(super) fn parse_text(at: &str, value: &Value, bytes: usize) -> Result<String
     })
 }
 
-/// Seconds, as a number.
+/// Parses a number of seconds.
 fn parse_timeout(at: &str, value: &Value) -> Result<Duration, RegisterError> {
     value
         .as_f64()

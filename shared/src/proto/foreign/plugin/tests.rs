@@ -65,31 +65,31 @@ pub(super) fn call(number: u64, name: &str) -> Call {
     }
 }
 
-fn events(conversation: &mut PluginProtocol) -> Vec<Event> {
-    std::iter::from_fn(|| conversation.poll_event()).collect()
+fn events(protocol: &mut PluginProtocol) -> Vec<Event> {
+    std::iter::from_fn(|| protocol.poll_event()).collect()
 }
 
 /// With the lamp, registered.
 pub(super) fn registered(now: Instant) -> PluginProtocol {
-    let mut conversation = PluginProtocol::new(now);
-    conversation.handle_frame(&message_frame("register", lamp()), now);
-    let asked = events(&mut conversation);
+    let mut protocol = PluginProtocol::new(now);
+    protocol.handle_frame(&message_frame("register", lamp()), now);
+    let asked = events(&mut protocol);
     assert!(matches!(asked.as_slice(), [Event::Register(_)]), "{asked:?}");
-    conversation.finish_registration(Ok(json!({ "node": "n1" })));
-    let welcome = sent_frame(&mut conversation);
+    protocol.finish_registration(Ok(json!({ "node": "n1" })));
+    let welcome = sent_frame(&mut protocol);
     assert_eq!(welcome.header.request_id.as_deref(), Some("0"));
-    conversation
+    protocol
 }
 
 /// The one frame that is sent now.
-fn sent_frame(conversation: &mut PluginProtocol) -> Frame {
-    match events(conversation).as_slice() {
+fn sent_frame(protocol: &mut PluginProtocol) -> Frame {
+    match events(protocol).as_slice() {
         [Event::Send(frame, _)] => frame.as_ref().clone(),
         other => panic!("one frame, not {other:?}"),
     }
 }
 
-pub(super) fn ended_calls(conversation: &mut PluginProtocol) -> Vec<(u64, Reply)> {
+pub(super) fn ended_calls(protocol: &mut PluginProtocol) -> Vec<(u64, Reply)> {
     let end = |event| match event {
         Event::CallEnded(number, reply) => Some((number, reply)),
         Event::Send(..) | Event::Register(_) | Event::Telemetry(_) | Event::Log(..) | Event::Ignored(_) => {
@@ -97,12 +97,12 @@ pub(super) fn ended_calls(conversation: &mut PluginProtocol) -> Vec<(u64, Reply)
         }
         Event::Close(_) => None,
     };
-    events(conversation).into_iter().filter_map(end).collect()
+    events(protocol).into_iter().filter_map(end).collect()
 }
 
-/// How a closed conversation told it.
-fn close_reason(conversation: &mut PluginProtocol) -> String {
-    let all = events(conversation);
+/// How a closed protocol told it.
+fn close_reason(protocol: &mut PluginProtocol) -> String {
+    let all = events(protocol);
     let Some(Event::Close(why)) = all.last() else {
         panic!("not closed: {all:?}")
     };
@@ -223,9 +223,9 @@ fn invalid_registration_error_says_what_to_write() {
         ),
     ] {
         let now = start();
-        let mut conversation = PluginProtocol::new(now);
-        conversation.handle_frame(&message_frame("register", kwargs.clone()), now);
-        let told = close_reason(&mut conversation);
+        let mut protocol = PluginProtocol::new(now);
+        protocol.handle_frame(&message_frame("register", kwargs.clone()), now);
+        let told = close_reason(&mut protocol);
         assert!(told.contains(why), "{kwargs}: {told}");
     }
 }

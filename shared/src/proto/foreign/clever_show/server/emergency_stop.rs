@@ -1,7 +1,7 @@
-//! A drone's emergency stop: what it drops, and how the drone comes to hear of it.
+//! A drone's emergency stop: what it drops, and when it is sent.
 //!
-//! Invariant: while one is in force, either it has been written over the connection at hand since it was given, or its
-//! frame waits or is being written; whoever asked for it may have gone long ago.
+//! Invariant: while a stop is active, either it has been written over the present connection, or its frame is queued
+//! or being written, whatever happened to its ticket.
 
 use std::time::Instant;
 
@@ -15,8 +15,8 @@ const STOP_WHEN_RECONNECTED: &str =
     "offline: it is told to stop when it is back, unless it is released before";
 
 impl Drone {
-    /// Stops it, or tells it once more. Ended as [`End::Sent`] when that is written; while it is away, that waits. Ended
-    /// before, it is told all the same.
+    /// Sends an emergency stop, or sends it again. Its ticket ends with [`Completion::Sent`] once it is written;
+    /// without a connection it waits. If the ticket ends earlier, the stop is sent all the same.
     pub fn stop(&mut self, ticket: u64, action: &str, start_by: Instant) {
         let arguments = Arguments::default();
         let action = action.to_owned();
@@ -34,7 +34,7 @@ impl Drone {
         });
     }
 
-    /// Drops what acts and waits, as a stop does, where there is no word to stop it with.
+    /// Drops queued actions and files, as a stop does: for a drone without a stop action.
     pub fn drop_queued_actions(&mut self) {
         for queued in std::mem::take(&mut self.queue) {
             match queued.kind {
@@ -53,19 +53,19 @@ impl Drone {
         }
     }
 
-    /// Ends an emergency stop. Whether there was one.
+    /// Ends the emergency stop. Returns whether there was one.
     pub fn release(&mut self) -> bool {
         self.queue
             .retain(|queued| queued.kind != FrameKind::Stop || queued.ticket.is_some());
         self.stop_message.take().is_some()
     }
 
-    /// Whether it will be told to stop, whatever becomes of whoever asked for that.
+    /// Whether a stop frame waits to be written.
     pub(super) fn has_queued_stop(&self) -> bool {
         self.queue.iter().any(|queued| queued.kind == FrameKind::Stop)
     }
 
-    /// A stop that is in force is told, whoever has given up waiting for it.
+    /// Queues the active stop again, without a ticket, if it is not queued.
     pub(super) fn requeue_stop(&mut self) {
         if let Some(stop) = self.stop_message.as_ref().filter(|_| !self.has_queued_stop()) {
             self.queue.push_back(QueuedFrame {
@@ -77,7 +77,7 @@ impl Drone {
         }
     }
 
-    /// Its time is up. That ends a ticket, and no stop.
+    /// A queued frame has expired. A stop's ticket ends then, but the stop stays queued.
     pub(super) fn expire_queued(&mut self, queued: QueuedFrame) {
         if queued.kind != FrameKind::Stop || !self.is_stopped() {
             return self.complete_queued(queued, Completion::Expired);
