@@ -357,7 +357,7 @@ async fn invalid_input_costs_only_the_connection() {
         (&b"\xff\xff"[..], "not a message"),
         (b"\x00\x02[]", "not a message"),
         (&announced, "content of 9999999999 bytes is longer"),
-        (b"\x00\x50{\"byteorder\"", "stood still"),
+        (b"\x00\x50{\"byteorder\"", "stalled"),
     ] {
         let (listener, addr) = listener().await;
         let mut peer = TcpStream::connect(addr).await.expect("connected");
