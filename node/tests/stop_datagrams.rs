@@ -90,17 +90,20 @@ impl Fixture {
             .build()
             .expect("a runtime");
         runtime.block_on(FleetStore::new(dir.path()).save_fleet(&member.expect("ours")));
-        let ear = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None).expect("a socket");
-        ear.set_reuse_address(true).expect("shared");
+        let listener =
+            socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None).expect("a socket");
+        listener.set_reuse_address(true).expect("shared");
         let any = std::net::SocketAddr::from(([0, 0, 0, 0], port));
-        ear.bind(&any.into()).expect("bound");
-        let ear: UdpSocket = ear.into();
-        ear.set_read_timeout(Some(Duration::from_secs(5))).expect("set");
+        listener.bind(&any.into()).expect("bound");
+        let listener: UdpSocket = listener.into();
+        listener
+            .set_read_timeout(Some(Duration::from_secs(5)))
+            .expect("set");
         Self {
             dir,
             root,
             port,
-            listener: ear,
+            listener,
         }
     }
 

@@ -18,7 +18,7 @@ const FRAMES: u64 = 10_000;
 fn main() -> std::io::Result<()> {
     let _profiler = dhat::Profiler::builder().testing().build();
     let command = frames::command();
-    let parcel = EncodedFrame::new(&command).expect("a short header");
+    let frame = EncodedFrame::new(&command).expect("a short header");
     let mut burst = BytesMut::new();
     for seq in 1..=FRAMES {
         frames::number(&command, seq)
@@ -47,21 +47,21 @@ fn main() -> std::io::Result<()> {
         }
     })?;
     let mut out = OutBuffer::default();
-    measure("encode, shared parcel", &mut || {
+    measure("encode, shared frame", &mut || {
         for seq in 1..=FRAMES {
-            out.push(&parcel, frames::trailer(seq));
+            out.push(&frame, frames::trailer(seq));
         }
     })?;
-    measure("encode, new parcel", &mut || {
+    measure("encode, new frame", &mut || {
         for seq in 1..=FRAMES {
-            let parcel = EncodedFrame::new(&command).expect("a short header");
-            out.push(&parcel, frames::trailer(seq));
+            let frame = EncodedFrame::new(&command).expect("a short header");
+            out.push(&frame, frames::trailer(seq));
         }
     })?;
     let mut single = OutBuffer::default();
-    measure("encode, one a write", &mut || {
+    measure("encode, one per write", &mut || {
         for seq in 1..=FRAMES {
-            single.push(&parcel, frames::trailer(seq));
+            single.push(&frame, frames::trailer(seq));
             single.consume(single.len());
         }
     })

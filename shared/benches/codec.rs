@@ -42,32 +42,32 @@ fn encode(c: &mut Criterion) {
     let mut group = c.benchmark_group("encode");
     group.throughput(Throughput::Elements(BURST));
     let frame = frames::command();
-    let parcel = EncodedFrame::new(&frame).expect("a short header");
-    group.bench_function("shared parcel", |b| {
+    let frame_bytes = EncodedFrame::new(&frame).expect("a short header");
+    group.bench_function("shared frame", |b| {
         b.iter(|| {
             let mut out = OutBuffer::default();
             for seq in 1..=BURST {
-                out.push(black_box(&parcel), frames::trailer(seq));
+                out.push(black_box(&frame_bytes), frames::trailer(seq));
             }
             out
         });
     });
-    group.bench_function("shared parcel, one a buffer", |b| {
+    group.bench_function("shared frame, one per buffer", |b| {
         b.iter(|| {
             for seq in 1..=BURST {
                 let mut out = OutBuffer::default();
-                out.push(black_box(&parcel), frames::trailer(seq));
+                out.push(black_box(&frame_bytes), frames::trailer(seq));
                 black_box(out);
             }
         });
     });
     let reply = frames::reply();
-    group.bench_function("new parcel", |b| {
+    group.bench_function("new frame", |b| {
         b.iter(|| {
             let mut out = OutBuffer::default();
             for seq in 1..=BURST {
-                let parcel = EncodedFrame::new(black_box(&reply)).expect("a short header");
-                out.push(&parcel, frames::trailer(seq));
+                let frame_bytes = EncodedFrame::new(black_box(&reply)).expect("a short header");
+                out.push(&frame_bytes, frames::trailer(seq));
             }
             out
         });

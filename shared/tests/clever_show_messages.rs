@@ -106,7 +106,7 @@ fn expected_message(name: &str) -> Message {
         }
         "action, utf-16 content" => action("test", none, no),
         "request, args null (sent by a real peer after a reconnect)" => request("id", "0042", no),
-        other => panic!("a vector that nobody knows: {other}"),
+        other => panic!("unknown vector: {other}"),
     }
 }
 

@@ -53,7 +53,7 @@ fn ticket_of(frame: &Frame) -> Option<u64> {
 fn next_frame(drone: &mut Drone, now: Instant, cancelled: &BTreeSet<u64>) -> Option<Frame> {
     let frame = drone.next_frame(now)?;
     let ticket = ticket_of(&frame).filter(|ticket| cancelled.contains(ticket));
-    assert_eq!(ticket, None, "nobody waits for it any more");
+    assert_eq!(ticket, None, "no ticket waits for it any more");
     Some(frame)
 }
 

@@ -230,11 +230,11 @@ impl Model {
             self.disk.extend(records);
         }
         self.pending_writes.clear();
-        let mut ledger = DedupTable::default();
+        let mut dedup = DedupTable::default();
         for record in &self.disk {
-            ledger.apply(record);
+            dedup.apply(record);
         }
-        self.executor = Executor::new(ledger);
+        self.executor = Executor::new(dedup);
         if self.stopped {
             self.executor.on_stop(self.now);
         }

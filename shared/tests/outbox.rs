@@ -55,7 +55,7 @@ fn any_op() -> impl Strategy<Value = Op> {
     ]
 }
 
-fn parcel(padding: usize) -> EncodedFrame {
+fn encoded(padding: usize) -> EncodedFrame {
     EncodedFrame::new(&Frame::binary(Kind::Roster, vec![0; padding].into())).expect("a short header")
 }
 
@@ -142,7 +142,7 @@ proptest! {
         for (id, op) in (0_u64..).zip(ops) {
             match op {
                 Op::Push { lane, deadline, padding } => {
-                    let item = OutboxItem { frame: parcel(padding), lane, deadline: deadline.map(at), request: Some(id) };
+                    let item = OutboxItem { frame: encoded(padding), lane, deadline: deadline.map(at), request: Some(id) };
                     let room = model.has_room(lane);
                     prop_assert_eq!(outbox.has_room(lane), room);
                     prop_assert_eq!(outbox.push(item.clone()).is_ok(), room);
@@ -259,12 +259,12 @@ fn small_frames_share_a_slice_and_large_ones_are_not_copied() {
     let large = EncodedFrame::new(&Frame::binary(Kind::Chunk, content.clone())).expect("a short header");
     let mut out = OutBuffer::default();
     for _frame in 0..100 {
-        out.push(&parcel(50), Trailer::default());
+        out.push(&encoded(50), Trailer::default());
     }
     let mut slices = [IoSlice::new(&[]); 8];
     assert_eq!(out.fill_slices(&mut slices), 1);
     out.push(&large, Trailer::default());
-    out.push(&parcel(50), Trailer::default());
+    out.push(&encoded(50), Trailer::default());
     let mut slices = [IoSlice::new(&[]); 8];
     assert_eq!(out.fill_slices(&mut slices), 3);
     assert_eq!(slices[1].as_ptr(), content.as_ptr());

@@ -165,7 +165,7 @@ struct Model {
     next_run: u64,
 }
 
-fn parcel(kind: Kind, id: Option<u64>, message: u64, lane: Lane, padding: usize) -> EncodedFrame {
+fn encoded(kind: Kind, id: Option<u64>, message: u64, lane: Lane, padding: usize) -> EncodedFrame {
     let mut content = BytesMut::new();
     content.put_u64(message);
     content.put_bytes(b'.', padding);
@@ -261,7 +261,7 @@ impl Model {
         // A telemetry value is replaced silently, so that a request on that lane would get no end.
         let request = request.filter(|_| lane != Lane::Telemetry);
         let outgoing = Outgoing {
-            frame: parcel(kind, Some(id), id, lane, padding),
+            frame: encoded(kind, Some(id), id, lane, padding),
             lane,
             deadline,
         };
@@ -298,7 +298,7 @@ impl Model {
     fn reply_to_requests(&mut self, side: Side) {
         while let Some(request) = self.peers[side].unanswered.front().copied() {
             let outgoing = Outgoing {
-                frame: parcel(Kind::Reply, Some(request), self.next_id, Lane::Control, 0),
+                frame: encoded(Kind::Reply, Some(request), self.next_id, Lane::Control, 0),
                 lane: Lane::Control,
                 deadline: None,
             };

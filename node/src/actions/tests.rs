@@ -243,8 +243,8 @@ async fn action_properties_come_from_the_configuration() {
         ..ActionProperties::default()
     };
     assert_eq!(of("land"), land, "whatever its class");
-    assert_eq!(of("pause"), ActionProperties::default(), "nobody's");
-    assert_eq!(of("nobody's"), ActionProperties::default());
+    assert_eq!(of("pause"), ActionProperties::default(), "not defined");
+    assert_eq!(of("undefined"), ActionProperties::default());
     for harmful in ["execute", "reboot", "service_restart"] {
         assert_eq!(of(harmful), ActionProperties::default(), "{harmful}");
     }
@@ -291,7 +291,7 @@ async fn plugin_actions_behave_like_configured_ones() {
     let mut bytes = bytes::BytesMut::new();
     register.encode(&mut bytes).expect("fits");
     program.write_all(&bytes).await.expect("written");
-    changes.changed().await.expect("it is taken in");
+    changes.changed().await.expect("registered");
 
     let traits = |idempotent, while_stopped, flight| ActionProperties {
         idempotent,

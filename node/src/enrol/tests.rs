@@ -230,7 +230,7 @@ async fn an_unreachable_code_fails_with_advice() {
     );
     let device = device(|enrolment| enrolment.timeout = Duration::from_millis(600));
     let (joined, mut updates) = device.submit_code(&lost).await;
-    let why = joined.await.expect_err("nobody is there");
+    let why = joined.await.expect_err("no station is there");
     assert!(why.contains(&format!("nothing listens at {addr}")), "{why}");
     assert!(
         why.contains("ground-station serve") && why.contains("--station"),

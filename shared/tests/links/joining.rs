@@ -58,28 +58,26 @@ impl JoinStation {
         station.joins = Some(joins);
         let station = station.start();
         let invitations = Invitations::default();
-        let desk = Arc::new(Mutex::new(Inviter { root, invitations }));
-        let answering = Arc::clone(&desk);
+        let inviter = Arc::new(Mutex::new(Inviter { root, invitations }));
+        let answering = Arc::clone(&inviter);
         tokio::spawn(async move {
             while let Some(request) = requests.recv().await {
                 let answer = answering.lock().expect("no panic").handle_join(&request);
                 request.reply.send(answer).ok();
             }
         });
-        Self {
-            station,
-            inviter: desk,
-        }
+        Self { station, inviter }
     }
 
     fn invite(&self, uses: u32, valid_ms: u64) -> Invitation {
         let secret = InviteSecret::new(random::bytes().expect("randomness"));
-        let mut desk = self.inviter.lock().expect("no panic");
+        let mut inviter = self.inviter.lock().expect("no panic");
         let now = clock::unix_time_ms();
-        desk.invitations
+        inviter
+            .invitations
             .issue(secret.clone(), Role::Node, uses, now, valid_ms)
             .expect("room");
-        Invitation::new(desk.root.fingerprint(), secret, [self.addr()])
+        Invitation::new(inviter.root.fingerprint(), secret, [self.addr()])
     }
 
     fn addr(&self) -> SocketAddr {
@@ -111,8 +109,8 @@ fn refusal(answer: Result<Membership, JoinError>) -> Refused {
 
 #[tokio::test]
 async fn node_with_a_valid_code_joins_and_links() {
-    let mut door = JoinStation::start();
-    let code: Invitation = door
+    let mut inviting = JoinStation::start();
+    let code: Invitation = inviting
         .invite(1, LONG_MS)
         .to_string()
         .parse()
@@ -122,43 +120,45 @@ async fn node_with_a_valid_code_joins_and_links() {
         .await
         .expect("let in");
     assert_eq!(membership.own_role(), Role::Node);
-    node.dial(door.addr()).await;
+    node.dial(inviting.addr()).await;
     node.endpoint.adopt_membership(Arc::new(membership)).await;
-    assert_eq!(node.wait_for_up().await.0.id, door.station.id());
-    assert_eq!(door.station.wait_for_up().await.0.name.as_str(), "drone-9");
+    assert_eq!(node.wait_for_up().await.0.id, inviting.station.id());
+    assert_eq!(inviting.station.wait_for_up().await.0.name.as_str(), "drone-9");
 }
 
 #[tokio::test]
 async fn code_admits_its_number_of_keys_and_their_repeats() {
-    let door = JoinStation::start();
-    let code = door.invite(1, LONG_MS);
+    let inviting = JoinStation::start();
+    let code = inviting.invite(1, LONG_MS);
     let (first, second) = (unjoined_node(), unjoined_node());
     for _ in 0..2 {
-        try_join(&first, door.addr(), Some(&code)).await.expect("let in");
+        try_join(&first, inviting.addr(), Some(&code))
+            .await
+            .expect("let in");
     }
-    let refused = refusal(try_join(&second, door.addr(), Some(&code)).await);
+    let refused = refusal(try_join(&second, inviting.addr(), Some(&code)).await);
     assert_eq!(refused.code, RefusalCode::BadCode);
     assert!(refused.reason.contains("used up"), "{refused}");
 }
 
 #[tokio::test]
 async fn wrong_expired_and_mistyped_codes_are_told_apart() {
-    let door = JoinStation::start();
-    let expired = door.invite(1, 0);
-    let refused = refusal(try_join(&unjoined_node(), door.addr(), Some(&expired)).await);
+    let inviting = JoinStation::start();
+    let expired = inviting.invite(1, 0);
+    let refused = refusal(try_join(&unjoined_node(), inviting.addr(), Some(&expired)).await);
     assert!(
         refused.code == RefusalCode::BadCode && refused.reason.contains("expired"),
         "{refused}"
     );
 
     let never_issued = Invitation::new(*expired.fingerprint(), InviteSecret::new([7; 16]), []);
-    let refused = refusal(try_join(&unjoined_node(), door.addr(), Some(&never_issued)).await);
+    let refused = refusal(try_join(&unjoined_node(), inviting.addr(), Some(&never_issued)).await);
     assert!(
         refused.code == RefusalCode::BadCode && refused.reason.contains("wrong code"),
         "{refused}"
     );
 
-    let mut printed = door.invite(1, LONG_MS).to_string();
+    let mut printed = inviting.invite(1, LONG_MS).to_string();
     let wrong = if printed.pop() == Some('0') { '8' } else { '0' };
     printed.push(wrong);
     let slip = printed.parse::<Invitation>().expect_err("a digit is wrong");
@@ -168,8 +168,8 @@ async fn wrong_expired_and_mistyped_codes_are_told_apart() {
 /// A station of another fleet answers at the address in the code: the node accepts nothing from it.
 #[tokio::test]
 async fn impostor_station_is_detected() {
-    let (door, impostor) = (JoinStation::start(), JoinStation::start());
-    let code = door.invite(1, LONG_MS);
+    let (inviting, impostor) = (JoinStation::start(), JoinStation::start());
+    let code = inviting.invite(1, LONG_MS);
     // One that never had the secret refuses; one that has stolen it cannot show the fleet's root.
     let refused = refusal(try_join(&unjoined_node(), impostor.addr(), Some(&code)).await);
     assert_eq!(refused.code, RefusalCode::BadCode);
@@ -190,8 +190,8 @@ async fn impostor_station_is_detected() {
 
 #[tokio::test]
 async fn join_without_a_code_waits_for_the_operator() {
-    let door = JoinStation::start();
-    let refused = refusal(try_join(&unjoined_node(), door.addr(), None).await);
+    let inviting = JoinStation::start();
+    let refused = refusal(try_join(&unjoined_node(), inviting.addr(), None).await);
     assert_eq!(refused.code, RefusalCode::Pending);
 }
 
@@ -208,26 +208,29 @@ async fn node_refuses_join_requests() {
 
 #[tokio::test]
 async fn a_revoked_key_does_not_join_again() {
-    let door = JoinStation::start();
-    let code = door.invite(2, LONG_MS);
+    let inviting = JoinStation::start();
+    let code = inviting.invite(2, LONG_MS);
     let node = unjoined_node();
-    let membership = try_join(&node, door.addr(), Some(&code)).await.expect("let in");
+    let membership = try_join(&node, inviting.addr(), Some(&code))
+        .await
+        .expect("let in");
     let own = membership.grant().verify(membership.root()).expect("good").key;
-    door.inviter
+    inviting
+        .inviter
         .lock()
         .expect("no panic")
         .root
         .revoke(own)
         .expect("it is short");
-    let refused = refusal(try_join(&node, door.addr(), Some(&code)).await);
+    let refused = refusal(try_join(&node, inviting.addr(), Some(&code)).await);
     assert_eq!(refused.code, RefusalCode::Revoked);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrent_joins_are_admitted_or_told_to_retry() {
-    let door = JoinStation::start();
-    let code = door.invite(70, LONG_MS);
-    let addr = door.addr();
+    let inviting = JoinStation::start();
+    let code = inviting.invite(70, LONG_MS);
+    let addr = inviting.addr();
     let mut asking = tokio::task::JoinSet::new();
     for _ in 0..70 {
         let code = code.clone();
@@ -246,8 +249,8 @@ async fn concurrent_joins_are_admitted_or_told_to_retry() {
     while let Some(joined) = asking.join_next().await {
         assert_eq!(joined.expect("no panic"), Ok(()));
     }
-    let desk = door.inviter.lock().expect("no panic");
-    assert_eq!(desk.invitations.list()[0].uses_left, 0);
+    let inviter = inviting.inviter.lock().expect("no panic");
+    assert_eq!(inviter.invitations.list()[0].uses_left, 0);
 }
 
 /// A request for acceptance whose sender disconnects makes room for others.

@@ -87,9 +87,9 @@ impl World {
                     return false;
                 }
                 // A crash may undo a stop that was executed and not stored.
-                let heeded = truth.has_applied_stop(*node, watch.latch);
+                let executed = truth.has_applied_stop(*node, watch.latch);
                 drop(truth);
-                if heeded || self.is_impaired(by, *node) {
+                if executed || self.is_impaired(by, *node) {
                     (*since, *open) = (now, false);
                 }
                 let bound = if *open {
@@ -99,7 +99,7 @@ impl World {
                 };
                 if now > *since + bound {
                     let what = format!(
-                        "{} has not heeded stop {} {bound} ms after nothing was in its way",
+                        "{} has not executed stop {} {bound} ms after the last obstacle",
                         self.hosts[*node].name, watch.latch.number
                     );
                     self.truth

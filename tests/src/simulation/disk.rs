@@ -80,13 +80,13 @@ impl SimJournal {
                 recovery.fault.is_some()
             ),
         );
-        let ledger = file.dedup_table().clone();
+        let dedup = file.dedup_table().clone();
         let journal = Self {
             file,
             world: Rc::clone(world),
             own_host,
         };
-        Ok((journal, ledger))
+        Ok((journal, dedup))
     }
 
     pub(super) fn append(&mut self, records: &[Record]) -> Result<AppendResult, Killed> {

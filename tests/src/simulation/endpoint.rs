@@ -133,12 +133,12 @@ impl SimEndpoint {
     pub(super) fn send(
         &mut self,
         to: &PeerId,
-        parcel: EncodedFrame,
+        frame: EncodedFrame,
         lane: Lane,
         deadline: Option<std::time::Instant>,
     ) -> bool {
         let peer = self.peers.get_mut(to).filter(|peer| peer.session.is_open());
-        peer.is_some_and(|peer| peer.send(parcel, lane, deadline))
+        peer.is_some_and(|peer| peer.send(frame, lane, deadline))
     }
 
     /// Writes to all nodes; returns those whose links broke.

@@ -52,7 +52,7 @@ impl fmt::Display for Invariant {
             Self::MemoryBounded => "memory is bounded",
             Self::Reconverged => "the fleet is whole again 5 s after healing",
             Self::LaneOrder => "an emergency overtakes what waits",
-            Self::Progress => "nothing hangs or fails that nobody disturbed",
+            Self::Progress => "nothing hangs or fails without a fault",
         })
     }
 }
@@ -201,12 +201,12 @@ impl GroundTruth {
         *before += 1;
         let times = *before;
         let Some(issued) = self.commands.get(&id) else {
-            let what = format!("{name} executed {id}, which nobody issued");
+            let what = format!("{name} executed {id}, which was never issued");
             return self.report_violation(Invariant::Unauthorised, what);
         };
         let (late, nature) = (issued.issued_ms + issued.ttl_ms, issued.properties);
         if !issued.authorised {
-            let what = format!("{name} executed {id} of somebody who may not order it");
+            let what = format!("{name} executed {id} of a peer without permission");
             self.report_violation(Invariant::Unauthorised, what);
         } else if !issued.targets.contains(&node) {
             let what = format!("{name} executed {id}, which was not for it");
@@ -262,7 +262,7 @@ impl GroundTruth {
     pub(super) fn record_stop_received(&mut self, node: HostId, order: StopId) {
         if !self.issued_stops.contains(&order) {
             let what = format!(
-                "{} was stopped by {} of {}, which nobody who may has ordered",
+                "{} was stopped by {} of {}, which no permitted station has ordered",
                 self.host_names[node],
                 order.number,
                 order.issuer.short()
@@ -274,7 +274,7 @@ impl GroundTruth {
         };
         // A crash may undo it before it is on the disk, and then it is executed once more.
         if truth.applied_stops.insert(order, false) == Some(true) {
-            let what = format!("{} heeded stop {} twice", self.host_names[node], order.number);
+            let what = format!("{} executed stop {} twice", self.host_names[node], order.number);
             self.report_violation(Invariant::StoppedStaysStopped, what);
         }
     }
@@ -289,8 +289,8 @@ impl GroundTruth {
     /// Whether a node has stored an order of this issuer that is as new.
     pub(super) fn has_persisted_stop(&self, node: HostId, order: StopId) -> bool {
         self.nodes.get(&node).is_some_and(|truth| {
-            truth.applied_stops.iter().any(|(heeded, promised)| {
-                *promised && heeded.issuer == order.issuer && heeded.number >= order.number
+            truth.applied_stops.iter().any(|(executed, promised)| {
+                *promised && executed.issuer == order.issuer && executed.number >= order.number
             })
         })
     }
@@ -301,7 +301,7 @@ impl GroundTruth {
             truth
                 .applied_stops
                 .keys()
-                .any(|heeded| heeded.issuer == order.issuer && heeded.number >= order.number)
+                .any(|executed| executed.issuer == order.issuer && executed.number >= order.number)
         })
     }
 

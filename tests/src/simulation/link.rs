@@ -194,9 +194,9 @@ impl Peer {
     }
 
     /// Passes a frame to the session; returns whether it was accepted.
-    pub(super) fn send(&mut self, parcel: EncodedFrame, lane: Lane, deadline: Option<Instant>) -> bool {
+    pub(super) fn send(&mut self, frame: EncodedFrame, lane: Lane, deadline: Option<Instant>) -> bool {
         let outgoing = Outgoing {
-            frame: parcel,
+            frame,
             lane,
             deadline,
         };

@@ -88,20 +88,20 @@ impl Node {
         udp.set_broadcast(true)?;
         let now = world.monotonic_now(own_host);
         let instance = world.start_process(own_host);
-        let (journal, ledger) = match SimJournal::open(world, own_host) {
+        let (journal, dedup) = match SimJournal::open(world, own_host) {
             Ok(opened) => opened,
             Err(Killed) => return Ok(Err(Killed)),
         };
-        let stop = restore_stop(&ledger, now);
+        let stop = restore_stop(&dedup, now);
         let present = stop.active_stop().map(|present| present.id);
         world.log(
             own_host,
             format_args!("starts; stop in force: {:?}", present.map(|p| p.number)),
         );
         world.truth.borrow_mut().record_restart(own_host, present);
-        let mut desk = Executor::new(ledger);
+        let mut executor = Executor::new(dedup);
         if present.is_some() {
-            desk.on_stop(now);
+            executor.on_stop(now);
         }
         let moves = world.controls[own_host].borrow().address_changes;
         Ok(Ok(Self {
@@ -112,7 +112,7 @@ impl Node {
             dials: BTreeMap::new(),
             handshakes: Vec::new(),
             peers: BTreeMap::new(),
-            executor: desk,
+            executor,
             stop_receiver: stop,
             journal,
             pending_writes: VecDeque::new(),
@@ -218,8 +218,8 @@ impl Node {
                 self.apply_effect(effect)?;
             }
         }
-        let desk = &self.executor;
-        self.pending_commands.retain(|id, _| desk.contains(*id));
+        let executor = &self.executor;
+        self.pending_commands.retain(|id, _| executor.contains(*id));
         Ok(())
     }
 

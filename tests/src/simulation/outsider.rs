@@ -160,15 +160,15 @@ impl Outsider {
     }
 
     fn send(&mut self, to: &PeerId, frame: &Frame, lane: Lane) {
-        if let Ok(parcel) = EncodedFrame::new(frame) {
-            self.endpoint.send(to, parcel, lane, None);
+        if let Ok(encoded) = EncodedFrame::new(frame) {
+            self.endpoint.send(to, encoded, lane, None);
         }
     }
 
     fn broadcast(&self, bytes: &[u8]) {
-        let everybody = SocketAddr::from(([255, 255, 255, 255], STOP_PORT));
+        let broadcast_addr = SocketAddr::from(([255, 255, 255, 255], STOP_PORT));
         // A datagram that cannot be sent counts as lost in transit.
-        let _lost = self.udp.try_send_to(bytes, everybody);
+        let _lost = self.udp.try_send_to(bytes, broadcast_addr);
     }
 
     fn send_revoked_stop(&self) {

@@ -86,7 +86,7 @@ struct Station {
 impl Station {
     async fn start(world: &Rc<World>, own_host: HostId) -> Result<Self, Box<dyn std::error::Error>> {
         let instance = world.start_process(own_host);
-        let door = SimEndpoint::open(world, own_host, instance).await?;
+        let endpoint = SimEndpoint::open(world, own_host, instance).await?;
         let udp = UdpSocket::bind(("0.0.0.0", STOP_PORT)).await?;
         udp.set_broadcast(true)?;
         let (epoch, open, given) = world.stores.borrow_mut().open(world, own_host)?;
@@ -98,7 +98,7 @@ impl Station {
             world: Rc::clone(world),
             own_host,
             own_id: world.hosts[own_host].id,
-            endpoint: door,
+            endpoint,
             udp,
             tracker: DeliveryTracker::restore(open),
             epoch,
@@ -402,8 +402,8 @@ impl Station {
     }
 
     fn send_stop(&mut self, to: &PeerId, bytes: Vec<u8>) {
-        if let Ok(parcel) = EncodedFrame::new(&Frame::binary(Kind::Stop, bytes.into())) {
-            self.endpoint.send(to, parcel, Lane::Emergency, None);
+        if let Ok(frame) = EncodedFrame::new(&Frame::binary(Kind::Stop, bytes.into())) {
+            self.endpoint.send(to, frame, Lane::Emergency, None);
         }
     }
 
@@ -413,8 +413,8 @@ impl Station {
         let mut calls = std::mem::take(&mut self.active_stops);
         for call in &mut calls {
             while let Some(round) = call.sender.handle_timeout(now) {
-                let everybody = SocketAddr::from(([255, 255, 255, 255], STOP_PORT));
-                self.world.broadcast(&self.udp, &call.bytes, everybody);
+                let broadcast_addr = SocketAddr::from(([255, 255, 255, 255], STOP_PORT));
+                self.world.broadcast(&self.udp, &call.bytes, broadcast_addr);
                 if round.over_links {
                     for to in round.targets {
                         self.send_stop(&to, call.bytes.clone());
@@ -508,11 +508,11 @@ impl Station {
                     Effect::Send {
                         to,
                         id,
-                        frame: parcel,
+                        frame,
                         lane,
                         deadline,
                     } => {
-                        if stuck.contains(&to) || !self.endpoint.send(&to, parcel, lane, deadline) {
+                        if stuck.contains(&to) || !self.endpoint.send(&to, frame, lane, deadline) {
                             stuck.push(to);
                             self.tracker
                                 .on_send_failed(to, id, world.monotonic_now(self.own_host));

@@ -123,11 +123,11 @@ fn own_api_lists_nodes_and_runs_allowed_actions() {
     assert_eq!(kind(&refused).as_deref(), Some("not-allowed"), "{refused}");
     let message = refused["error"]["message"].as_str().expect("a text");
     assert!(message.contains("`allow` of [gateways.knut]"), "{message}");
-    let nobody = call(
+    let unmatched = call(
         &fleet,
         json!({"selector": "nobody", "action": "echo", "args": {"word": "a"}}),
     );
-    assert_eq!(kind(&nobody).as_deref(), Some("nobody-matched"), "{nobody}");
+    assert_eq!(kind(&unmatched).as_deref(), Some("nobody-matched"), "{unmatched}");
     for body in [
         json!({}),
         json!({"action": "echo", "args": 7}),

@@ -139,7 +139,7 @@ fn configured_socktools_peer_is_redialled() {
     station.run(&one).expect_status(0);
     peer.wait_json(TEST_TIMEOUT, "a message to one", |line| line["message"] == "one");
     assert!(peer.wait_exit(TEST_TIMEOUT).success(), "{}", peer.log_tail());
-    wait_until(TEST_TIMEOUT, "nobody is there any more", || {
+    wait_until(TEST_TIMEOUT, "no peer is connected any more", || {
         station.run(&["gateway", "send", "socktools", "lost"]).status == Some(3)
     });
     let wrong = station
@@ -147,11 +147,11 @@ fn configured_socktools_peer_is_redialled() {
         .expect_status(2);
     wrong.expect_stderr("no gateway \"knut\" with peers is open here");
     fleet.station.signal_and_wait(Signal::TERM);
-    let nobody = fleet
+    let no_station = fleet
         .station
         .run_plain(&["gateway", "peers", "socktools"])
         .expect_status(2);
-    nobody.expect_stderr("no station serves here");
+    no_station.expect_stderr("no station serves here");
 }
 
 /// Two stations keep an idle link between their gateways, and do not answer answers.

@@ -31,7 +31,7 @@ fn check_nodes_link(station_flags: &[&str], node_flags: &[&str]) {
         std::fs::remove_file(node.state_dir.join("stations.json")).expect("there");
         node.set_listen_addr(&node.listen_addr().replace(":75", ":76"));
     }
-    rig.station.wait_nodes("nobody is there", |nodes| {
+    rig.station.wait_nodes("no node is listed", |nodes| {
         nodes.iter().all(|node| node["state"] == "offline")
     });
     for node in &mut rig.nodes {

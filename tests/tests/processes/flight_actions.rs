@@ -24,11 +24,7 @@ fn flight_action_without_serve_needs_no_ttl() {
     fleet.station.signal_and_wait(Signal::TERM);
     let ran = fleet.station.run(&["call", "all", "takeoff"]).expect_status(0);
     assert_eq!(str_field(&ran.line_of("n1"), "output"), "up\n");
-    assert!(
-        !ran.stderr.contains(NOTE),
-        "nobody asked for more: {}",
-        ran.stderr
-    );
+    assert!(!ran.stderr.contains(NOTE), "more was requested: {}", ran.stderr);
     let words = ["call", "all", "takeoff", "--ttl", "10s"];
     fleet.station.run(&words).expect_status(0).expect_stderr(NOTE);
     let ran = fleet

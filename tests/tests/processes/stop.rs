@@ -255,7 +255,7 @@ fn stop_does_not_wait_for_the_station_disk() {
     // Writes that follow the linking are complete.
     sleep_for(Duration::from_millis(1_500));
     let disk = rusqlite::Connection::open(fleet.station.state_file("station.db")).expect("opens");
-    disk.execute_batch("BEGIN IMMEDIATE").expect("nobody else writes");
+    disk.execute_batch("BEGIN IMMEDIATE").expect("no other writer");
     let ran = fleet.station.run(&["stop"]).expect_status(0);
     assert!(
         ran.duration < Duration::from_secs(4),
@@ -541,7 +541,7 @@ fn abandoned_stop_still_withdraws_queued_commands() {
     fleet.station.wait_online(2);
     assert!(
         fleet.nodes[1].status()["stopped"].is_null(),
-        "nobody stops it any more"
+        "no stop is in progress any more"
     );
     // The node has not confirmed the stop, so that commands that act are refused until the operator decides; reading
     // works.

@@ -105,7 +105,7 @@ fn subscriber_receives_revocation_of_absent_node() {
         is_first(event) && event["state"] == "offline"
     });
     fleet.station.run(&["fleet", "revoke", "n1"]).expect_status(0);
-    let view = follower.wait("it is put out", |event| {
+    let view = follower.wait("it is revoked", |event| {
         is_first(event) && event["warnings"] != json!([])
     });
     assert_eq!(view["warnings"], json!([{"code": "revoked"}]));

@@ -21,7 +21,7 @@ const MAGIC: [u8; 8] = *b"swarmjnl";
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Damage {
     /// The file does not begin with the header of a journal.
-    #[error("it does not begin as a journal of ours")]
+    #[error("it does not begin with a journal's header")]
     BadHeader,
     /// The file was written by a later version, and is intact.
     #[error(
@@ -41,7 +41,7 @@ pub enum Damage {
     #[error("a record's checksum is wrong")]
     BadChecksum,
     /// A record's number is not the next one: it belongs to another place or to an older file.
-    #[error("record {found} stands where record {expected} belongs")]
+    #[error("record {found} was found where record {expected} was expected")]
     Sequence {
         /// Number that was found.
         found: u64,

@@ -203,7 +203,7 @@ pub enum BadRecord {
     #[error("it has {0} bytes too many")]
     TrailingBytes(usize),
     /// A field has a value that is not valid for it.
-    #[error("its {0} is not one")]
+    #[error("its {0} is not valid")]
     InvalidField(&'static str),
 }
 

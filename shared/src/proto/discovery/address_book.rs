@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use crate::proto::hex;
 use crate::proto::id::PeerId;
 
 /// First bound of the backoff.
@@ -61,11 +60,6 @@ pub enum Hint {
 }
 
 impl Hint {
-    /// Parses the 16 hexadecimal digits of an announcement; [`Hint::None`] if they are not.
-    pub fn from_short(digits: &str) -> Self {
-        hex::decode(&digits.replace('-', "")).map_or(Self::None, Self::IdPrefix)
-    }
-
     fn matches(self, id: &PeerId) -> bool {
         match self {
             Self::None => false,

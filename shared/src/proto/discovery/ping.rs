@@ -45,7 +45,7 @@ pub struct Ping {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PingError {
     /// It does not have the length of a ping.
-    #[error("{0} bytes are no ping: it has {PING_BYTES}")]
+    #[error("{0} bytes are not a ping, which has {PING_BYTES}")]
     BadLength(usize),
     /// It does not begin with the magic bytes.
     #[error("not a ping")]
@@ -221,12 +221,6 @@ impl PingFilter {
         self.highest_counters.push((ping.station, ping.counter));
         Ok(ping)
     }
-
-    /// Removes a station's counter, so that its next ping is accepted whatever its counter. For use after a link with
-    /// it opened by other means: a link proves more than a counter, and the station's clock may have gone back.
-    pub fn forget(&mut self, station: &PublicKey) {
-        self.highest_counters.retain(|(known, _)| known != station);
-    }
 }
 
 #[cfg(test)]
@@ -313,8 +307,6 @@ mod tests {
         }
         assert_eq!(guard.accept(&datagram(2, 1), None), Ok(ping(2, 1)));
         assert_eq!(guard.accept(&datagram(1, 6), None), Ok(ping(1, 6)));
-        guard.forget(&key(1).public());
-        assert_eq!(guard.accept(&datagram(1, 3), None), Ok(ping(1, 3)));
     }
 
     /// Pings received before joining, of its own station and of others, do not block later ones.

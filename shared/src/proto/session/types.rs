@@ -96,10 +96,10 @@ pub enum LinkFault {
         why: JsonError,
     },
     /// A frame came before the peer's welcome, or a second welcome.
-    #[error("{0:?} frame out of place")]
+    #[error("unexpected {0:?} frame")]
     UnexpectedFrame(Option<Kind>),
     /// A sequence number is missing: the link has lost a frame.
-    #[error("frame {got} came where {expected} was due")]
+    #[error("frame {got} came where {expected} was expected")]
     SequenceGap {
         /// Number of the frame.
         got: u64,
@@ -115,10 +115,10 @@ pub enum LinkFault {
         sent: u64,
     },
     /// The welcome is not from the instance that sent the hello.
-    #[error("the welcome is of another process than the hello")]
+    #[error("the welcome and the hello are from different processes")]
     OtherInstance,
     /// Nothing was received for [`Timing::lost_after`].
-    #[error("not heard for {} ms", .0.as_millis())]
+    #[error("nothing was received for {} ms", .0.as_millis())]
     Silence(Duration),
 }
 

@@ -68,7 +68,7 @@ pub enum StopEncodeError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadStop {
     /// It is longer than any order.
-    #[error("{0} bytes are no stop: it has at most {STOP_BYTES_MAX}")]
+    #[error("{0} bytes are not a stop, which has at most {STOP_BYTES_MAX}")]
     TooLong(usize),
     /// It does not begin with the magic bytes.
     #[error("not a stop")]
@@ -80,7 +80,7 @@ pub enum BadStop {
     #[error("a stop of {0} bytes does not have the length that its fields say")]
     BadLength(usize),
     /// The selector is not valid.
-    #[error("a stop whose selector is not one: {0}")]
+    #[error("the selector of a stop is not valid: {0}")]
     BadSelector(#[from] BadSelector),
     /// The selector or the grant is not text.
     #[error("a stop whose text is not UTF-8")]

@@ -390,7 +390,7 @@ impl ActiveStop {
         let unlatched = self
             .latch_error
             .as_ref()
-            .map(|why| format!("stopped, but not written down, so that a restart would undo it: {why}"));
+            .map(|why| format!("stopped, but not stored, so that a restart would undo it: {why}"));
         let command = self
             .command_error
             .as_ref()

@@ -424,19 +424,19 @@ fn stop_state_holds_for_every_short_history() {
     let mut histories = 0;
     for history in 0..all.len().pow(4) {
         let mut receiver = receiver();
-        let (mut in_force, mut heeded): (Option<StopId>, Vec<StopId>) = (None, Vec::new());
+        let (mut in_force, mut executed): (Option<StopId>, Vec<StopId>) = (None, Vec::new());
         for place in 0..4_u32 {
             match all[history / all.len().pow(place) % all.len()] {
                 Step::Receive(carrier, seed, number) => {
                     let heard =
                         receive(&mut receiver, &fleet, carrier, &orders[&(seed, number)]).expect("sound");
                     let order = stop_id(seed, number);
-                    let newer = !heeded
+                    let newer = !executed
                         .iter()
                         .any(|old| old.issuer == order.issuer && old.number >= order.number);
                     assert_eq!(heard == Received::New(order), newer);
                     if newer {
-                        heeded.push(order);
+                        executed.push(order);
                         in_force = Some(order);
                     }
                 }

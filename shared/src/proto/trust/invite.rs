@@ -245,7 +245,7 @@ pub enum InviteCodeError {
     #[error("the code has a typing error, or a part is missing: check it against the original")]
     Mistyped,
     /// The checksum matches, but the content is not of a known format.
-    #[error("the code was copied well, but its content is not understood: update this program")]
+    #[error("the code is complete, but its content is not understood: update this program")]
     Malformed,
 }
 

@@ -118,8 +118,8 @@ impl Node {
         let Some(peer) = self.peers.get_mut(&to) else {
             return;
         };
-        if let Ok(parcel) = EncodedFrame::new(frame) {
-            let taken = peer.send(parcel, lane, None);
+        if let Ok(encoded) = EncodedFrame::new(frame) {
+            let taken = peer.send(encoded, lane, None);
             if !taken {
                 self.world.log(
                     self.own_host,

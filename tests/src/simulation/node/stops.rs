@@ -42,7 +42,7 @@ impl Node {
         {
             Ok(heard) => heard,
             Err(fault) => {
-                world.log(self.own_host, format_args!("heeds no stop: {fault}"));
+                world.log(self.own_host, format_args!("rejects a stop: {fault}"));
                 return Ok(());
             }
         };
@@ -89,8 +89,8 @@ impl Node {
 
     /// Broadcasts the order once more, for nodes that did not receive it.
     fn relay_stop(&self, bytes: &[u8]) {
-        let everybody = SocketAddr::from(([255, 255, 255, 255], STOP_PORT));
-        self.world.broadcast(&self.udp, bytes, everybody);
+        let broadcast_addr = SocketAddr::from(([255, 255, 255, 255], STOP_PORT));
+        self.world.broadcast(&self.udp, bytes, broadcast_addr);
     }
 
     /// Sends the status of the stop to one station, or to all.
@@ -140,14 +140,14 @@ impl Node {
     }
 }
 
-pub(super) fn restore_stop(ledger: &DedupTable, now: Instant) -> StopReceiver {
+pub(super) fn restore_stop(dedup: &DedupTable, now: Instant) -> StopReceiver {
     let mut seen = Vec::new();
-    for record in ledger.records() {
+    for record in dedup.records() {
         if let Record::StopSeen { issuer, number } = record {
             seen.push(StopId { issuer, number });
         }
     }
-    let present = ledger.latch().map(|latch| ActiveStop {
+    let present = dedup.latch().map(|latch| ActiveStop {
         id: StopId {
             issuer: latch.issuer,
             number: latch.number,

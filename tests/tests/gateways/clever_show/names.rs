@@ -30,7 +30,7 @@ fn drones_with_equal_address_or_id_stay_distinct() {
     let left = show.station.node("clever-2")["id"].clone();
     show.drones[first].signal(Signal::KILL);
     show.station
-        .wait_nodes("the copy is alone, and nobody is warned of", |nodes| {
+        .wait_nodes("the copy is alone, without a warning", |nodes| {
             let other = nodes.iter().find(|node| node["id"] != left);
             nodes.len() == 2
                 && other.is_some_and(|node| node["state"] == "online" && node["warnings"] == json!([]))

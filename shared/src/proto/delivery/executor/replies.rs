@@ -7,7 +7,7 @@ use crate::proto::outcome::{Outcome, Reply};
 pub(super) fn expired() -> Reply {
     Reply::ended(
         Outcome::Expired,
-        "its time to live ran out before it could begin; it never will",
+        "its time to live ran out before it could begin; it will never run",
     )
 }
 
@@ -18,9 +18,7 @@ pub(super) fn stopped() -> Reply {
 }
 
 pub(super) fn superseded_by_landing() -> Reply {
-    Reply::refused(
-        "an action that ends a flight came before this one could begin; send it again if it is still meant",
-    )
+    Reply::refused("a landing action came before this one could begin; send it again if it is still wanted")
 }
 
 pub(super) fn journal_failed(why: &str) -> Reply {
@@ -43,10 +41,10 @@ pub(super) fn shutting_down() -> Reply {
     Reply::refused("the node was shutting down; it did not begin")
 }
 
-pub(super) fn ttl_too_long(life_ms: Option<u64>) -> Reply {
-    let has = life_ms.map_or_else(
-        || "it does not say how long it lives".to_owned(),
-        |life| format!("it has {life} ms"),
+pub(super) fn ttl_too_long(ttl_ms: Option<u64>) -> Reply {
+    let has = ttl_ms.map_or_else(
+        || "it has no time to live".to_owned(),
+        |ttl| format!("it has {ttl} ms"),
     );
     Reply::refused(format!(
         "a flight action has at most {FLIGHT_TTL_MS_MAX} ms from issue to start, and {has}"
@@ -55,7 +53,7 @@ pub(super) fn ttl_too_long(life_ms: Option<u64>) -> Reply {
 
 pub(super) fn identity_conflict(id: CommandId) -> Reply {
     Reply::refused(format!(
-        "its number {id} is another command's here: the station's store went back in time, or two stations share a key"
+        "number {id} was used by another command: the station's store was restored from a backup, or two stations share a key"
     ))
 }
 
@@ -69,7 +67,7 @@ pub(super) fn old_epoch(id: CommandId, seen: u64) -> Reply {
 pub(super) fn forgotten() -> Reply {
     Reply::ended(
         Outcome::Unknown,
-        "too many later commands have come: whether it ran is not remembered any more",
+        "too many later commands have come: it is not known any more whether it ran",
     )
 }
 

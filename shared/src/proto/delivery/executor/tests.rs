@@ -68,11 +68,11 @@ impl SimulatedNode {
 
     /// The process is killed, and another one starts.
     fn crash(&mut self) {
-        let mut ledger = DedupTable::default();
+        let mut dedup = DedupTable::default();
         for record in &self.disk {
-            ledger.apply(record);
+            dedup.apply(record);
         }
-        self.executor = Executor::new(ledger);
+        self.executor = Executor::new(dedup);
         self.unanswered_writes = self.unanswered_writes.is_some().then(Vec::new);
         self.effects.clear();
     }

@@ -393,8 +393,8 @@ impl DeliveryTracker {
             match &mut delivery.phase {
                 Phase::Issuing {
                     deferred: true,
-                    cancel_reason: withheld,
-                } => *withheld = Some(why.to_owned()),
+                    cancel_reason,
+                } => *cancel_reason = Some(why.to_owned()),
                 Phase::Deferred => self.end(to, id, Reply::refused(why)),
                 Phase::Issuing { deferred: false, .. } | Phase::Open | Phase::Ending { .. } => {}
             }

@@ -25,7 +25,7 @@ impl DeliveryTracker {
         } else if !delivery.sent {
             self.end(to, id, expired_reply());
         } else if now >= deadline + ABANDON_AFTER {
-            let why = "no answer until a day after its deadline; it may have run: look before you repeat";
+            let why = "no answer until a day after its deadline; it may have run: check before you repeat it";
             self.end(to, id, Reply::ended(Outcome::NoAnswer, why));
         } else {
             node.in_flight.remove(&id);
@@ -154,10 +154,10 @@ impl DeliveryTracker {
         let open: Vec<(CommandId, bool)> = open.map(|(id, delivery)| (*id, delivery.sent)).collect();
         for (id, sent) in open {
             let reply = if sent {
-                let why = "put out of the fleet before it answered; it may have run";
+                let why = "the node's key was revoked before it answered; it may have run";
                 Reply::ended(Outcome::NoAnswer, why)
             } else {
-                Reply::refused("not sent: the node has been put out of the fleet")
+                Reply::refused("not sent: the node's key was revoked")
             };
             self.end(peer, id, reply);
         }
