@@ -2,16 +2,17 @@
 //!
 //! | module | what it does |
 //! |---|---|
-//! | [`fleet`] | the façade that command line, pages and tests call; it never prints |
-//! | [`control`] | the same façade for other processes of this machine, over a Unix socket |
-//! | [`gateways`] | how programs that were written for other systems reach the fleet |
-//! | [`store`] | what survives a restart: members, invitations, commands and their deliveries |
-//! | [`config`] | `config.toml` and `GROUND_STATION_*` |
+//! | [`fleet`] | carries out requests: links, deliveries, files, emergency stops, membership |
+//! | [`control`] | answers other processes of this machine over a Unix socket, and locks the state directory |
+//! | [`gateways`] | connects programs that speak other protocols |
+//! | [`store`] | keeps members, invitations, commands and their deliveries over restarts |
+//! | [`config`] | reads `config.toml` and `GROUND_STATION_*` |
 //! | `http` | feature `http`: the HTTP server that gateways share |
-//! | [`users`] | who may pass gateways that ask for a name: passwords and tokens |
-//! | [`view`] | events in, text out |
-//! | [`who`] | which user of this machine asks |
-//! | [`cli`] | one file for each verb |
+//! | [`users`] | checks passwords and tokens of gateway users |
+//! | [`view`] | turns events into text and JSON |
+//! | [`cli`] | the verbs, one file each |
+//!
+//! Requests, events and the client are in [`swarm_shared::api`] and [`swarm_shared::client`].
 
 pub mod cli;
 pub mod config;
@@ -20,7 +21,6 @@ pub mod fleet;
 pub mod gateways;
 #[cfg(feature = "http")]
 mod http;
-pub mod os_user;
 pub mod store;
 pub mod users;
 pub mod view;

@@ -5,6 +5,8 @@
 //! * `net` carries out what `proto` decides: sockets, TLS, mDNS, files, timers, tasks.
 
 pub mod api;
+#[cfg(feature = "client")]
+pub mod client;
 #[cfg(feature = "config")]
 pub mod config;
 pub mod proto;

@@ -9,6 +9,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use swarm_shared::client::control::{CONTROL_SOCKET, is_listening};
 use swarm_shared::net::clock;
 use swarm_shared::proto::selector::Selector;
 use tokio::task::JoinHandle;
@@ -20,7 +21,6 @@ use crate::config::Config;
 use crate::config::gateways::GatewaysConfig;
 use crate::control::lock::{LockError, StateLock};
 use crate::control::server::ControlServer;
-use crate::control::{CONTROL_SOCKET, client};
 use crate::fleet::engine::{self, Engine, EngineError, Mode, Settings};
 use crate::fleet::guests::{self, Desk, Guests};
 use crate::fleet::{Fleet, offline_history};
@@ -93,7 +93,7 @@ impl Connection {
     ) -> Result<Self, OpenError> {
         let state_dir = state_dir(common).map_err(OpenError::Fault)?;
         let socket = state_dir.join(CONTROL_SOCKET);
-        if client::is_listening(&socket).await {
+        if is_listening(&socket).await {
             return Ok(Self {
                 fleet: Fleet::remote(socket),
                 own_station: None,
@@ -115,7 +115,7 @@ impl Connection {
     /// For a verb that means nothing without a running `serve`; `None` if there is none.
     pub(super) async fn open_running(common: &CommonOptions) -> Result<Option<Self>, CliError> {
         let socket = state_dir(common)?.join(CONTROL_SOCKET);
-        let running = client::is_listening(&socket).await;
+        let running = is_listening(&socket).await;
         Ok(running.then(|| Self {
             fleet: Fleet::remote(socket),
             own_station: None,
@@ -143,7 +143,7 @@ impl Connection {
     pub(super) async fn open_history(common: &CommonOptions) -> Result<Self, CliError> {
         let state_dir = state_dir(common)?;
         let socket = state_dir.join(CONTROL_SOCKET);
-        let fleet = if client::is_listening(&socket).await {
+        let fleet = if is_listening(&socket).await {
             Fleet::remote(socket)
         } else {
             offline_history::open(state_dir)
@@ -348,7 +348,7 @@ async fn find_station(
     let started = clock::now();
     let mut is_notified = false;
     loop {
-        if client::is_listening(&socket).await {
+        if is_listening(&socket).await {
             return Ok(StationState::Running(socket));
         }
         match StateLock::try_acquire(&state_dir, &format!("ground-station {verb}")) {

@@ -7,6 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use swarm_shared::api::{Event, Failure, Request};
+use swarm_shared::client::control::{
+    CONTROL_SOCKET, EVENT_LINE_BYTES_MAX, REQUEST_LINE_BYTES_MAX, read_line,
+};
+use swarm_shared::client::{Fleet, os_user};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader, BufWriter};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
@@ -14,9 +19,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::lock::StateLock;
-use super::{CONTROL_SOCKET, EVENT_LINE_BYTES_MAX, REQUEST_LINE_BYTES_MAX, read_line};
-use crate::fleet::{Event, Failure, Fleet, Request};
-use crate::os_user;
 
 /// Most connections at once; further ones wait in the kernel's backlog.
 pub const CONNECTIONS_MAX: usize = 64;

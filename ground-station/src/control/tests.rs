@@ -1,6 +1,9 @@
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
+use swarm_shared::api::{Event, Failure, FleetRequest};
+use swarm_shared::client::control::{CONTROL_SOCKET, is_listening};
+use swarm_shared::client::{Fleet, RequestEnvelope, os_user};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
@@ -8,8 +11,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::lock::{LockError, StateLock};
 use super::server::ControlServer;
-use super::*;
-use crate::fleet::{Event, Failure, Fleet, FleetRequest, RequestEnvelope};
 
 struct Station {
     dir: tempfile::TempDir,
@@ -66,7 +67,7 @@ async fn control_socket_returns_events_in_order() {
     assert_eq!(call.request, FleetRequest::Members.into());
     assert_eq!(
         call.user,
-        crate::os_user::current(),
+        os_user::current(),
         "as the kernel says, and nobody else"
     );
     for event in [Event::note("one"), Event::note("two"), Event::End] {
@@ -127,20 +128,6 @@ async fn missing_control_socket_is_reported_as_failure() {
 }
 
 #[tokio::test]
-async fn suspended_station_times_out_the_request() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let socket = dir.path().join(CONTROL_SOCKET);
-    let _asleep = std::os::unix::net::UnixListener::bind(&socket).expect("bound");
-    let (events, _unread) = mpsc::channel(1);
-    let patience = Some(Duration::from_millis(100));
-    let request = FleetRequest::Members.into();
-    let asked = client::exchange(&socket, &request, patience, &events);
-    let asked = tokio::time::timeout(Duration::from_secs(5), asked).await;
-    let error = asked.expect("it ends").expect_err("nobody answers");
-    assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-}
-
-#[tokio::test]
 async fn invalid_request_lines_are_refused() {
     let station = Station::start();
     let answer = station.send_raw(b"{\"request\":\"brew\"}\n").await;
@@ -152,31 +139,6 @@ async fn invalid_request_lines_are_refused() {
         0,
         "half a connection gets nothing"
     );
-}
-
-#[tokio::test]
-async fn lines_are_terminated_and_bounded() {
-    let lines: &[u8] = b"one\n\nthree";
-    let mut from = lines;
-    assert_eq!(
-        read_line(&mut from, 5).await.expect("a line").as_deref(),
-        Some(&b"one"[..])
-    );
-    assert_eq!(
-        read_line(&mut from, 5).await.expect("a line").as_deref(),
-        Some(&b""[..])
-    );
-    assert_eq!(
-        read_line(&mut from, 5).await.expect_err("cut").kind(),
-        io::ErrorKind::UnexpectedEof
-    );
-    let mut from: &[u8] = b"123456\n";
-    assert_eq!(
-        read_line(&mut from, 5).await.expect_err("long").kind(),
-        io::ErrorKind::InvalidData
-    );
-    let mut from: &[u8] = b"";
-    assert_eq!(read_line(&mut from, 5).await.expect("the end"), None);
 }
 
 #[test]
@@ -200,10 +162,10 @@ fn state_directory_lock_names_its_holder() {
 async fn stale_socket_is_replaced_and_long_path_refused() {
     let dir = tempfile::tempdir().expect("a directory");
     drop(std::os::unix::net::UnixListener::bind(dir.path().join(CONTROL_SOCKET)).expect("a leftover"));
-    assert!(!client::is_listening(&dir.path().join(CONTROL_SOCKET)).await);
+    assert!(!is_listening(&dir.path().join(CONTROL_SOCKET)).await);
     let lock = StateLock::try_acquire(dir.path(), "test").expect("free");
     let _server = ControlServer::bind(&lock).expect("replaces it");
-    assert!(client::is_listening(&dir.path().join(CONTROL_SOCKET)).await);
+    assert!(is_listening(&dir.path().join(CONTROL_SOCKET)).await);
 
     let long = StateLock::try_acquire(&dir.path().join("x".repeat(110)), "test").expect("free");
     let error = ControlServer::bind(&long).expect_err("too long").to_string();

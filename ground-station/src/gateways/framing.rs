@@ -20,7 +20,7 @@ pub const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a message may take from its first byte to its last.
 pub const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a client may read nothing. A client that reads slowly gets the whole message, however long it is.
-pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+pub const WRITE_TIMEOUT: Duration = swarm_shared::api::PEER_WRITE_TIMEOUT;
 /// How long to wait for a client to close its side: closing with unread bytes would reset the connection, and the last
 /// response could be lost.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(1);

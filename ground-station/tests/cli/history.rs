@@ -99,7 +99,7 @@ fn history_works_without_a_running_station() {
     assert!(line.contains("init") && line.ends_with("done"), "{}", ran.stdout);
     let ran = run(&["history", "--audit", "--json"]);
     let entry: serde_json::Value = serde_json::from_str(&ran.stdout).expect("an object");
-    assert_eq!(entry["who"], ground_station::os_user::current());
+    assert_eq!(entry["who"], swarm_shared::client::os_user::current());
     assert_eq!(run(&["history"]).status, 3);
     assert_eq!(run(&["history", "1"]).status, 3);
     drop(busy);

@@ -2,9 +2,12 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+/// How long a peer at a gateway may read nothing before its connection is closed.
+pub const PEER_WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Shortest password, in characters.
 pub const PASSWORD_CHARS_MIN: usize = 8;
 /// Longest password, in bytes.

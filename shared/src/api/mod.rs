@@ -20,7 +20,9 @@ mod warning;
 
 pub use delivery::{Delivery, round_to_microsecond};
 pub use event::{Event, Failure};
-pub use gateway::{PASSWORD_BYTES_MAX, PASSWORD_CHARS_MIN, Password, PeerView, TokenView, UserView};
+pub use gateway::{
+    PASSWORD_BYTES_MAX, PASSWORD_CHARS_MIN, PEER_WRITE_TIMEOUT, Password, PeerView, TokenView, UserView,
+};
 pub use history::{AuditView, CommandKind, CommandView, HistoryDelivery, HistoryQuery, HistoryState};
 pub use membership::{InvitationView, MemberView, MembershipView, PendingView};
 pub use node::{Check, NodeRef, NodeState, NodeView, StopView};

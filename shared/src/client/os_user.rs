@@ -1,23 +1,23 @@
-//! Which user of this machine asks: what the audit calls them.
+//! Users of this machine, as the audit names them.
 
 use std::sync::OnceLock;
 
-/// Who the users are. Not everything that a directory service knows is in there; then the number has to do.
+/// Where login names are looked up. A directory service may know more users; those are shown by number.
 const PASSWD_FILE: &str = "/etc/passwd";
 
-/// The user that runs this process.
+/// The login name of the user that runs this process.
 pub fn current() -> &'static str {
     static OWN: OnceLock<String> = OnceLock::new();
     OWN.get_or_init(|| login_name(rustix::process::getuid().as_raw()))
 }
 
-/// The login name of a user, or `uid NUMBER`.
+/// The login name of a user, or `uid NUMBER` if there is none.
 pub fn login_name(uid: u32) -> String {
     let passwd = std::fs::read(PASSWD_FILE).unwrap_or_default();
     find_login_name(&String::from_utf8_lossy(&passwd), uid).unwrap_or_else(|| format!("uid {uid}"))
 }
 
-/// See passwd(5): `name:password:UID:…`.
+/// Reads passwd(5): `name:password:UID:…`.
 fn find_login_name(passwd: &str, uid: u32) -> Option<String> {
     passwd.lines().find_map(|line| {
         let mut fields = line.split(':');

@@ -1,0 +1,253 @@
+//! The common requests as methods with typed results.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::Fleet;
+use super::control::{CONTROL_SOCKET, is_listening};
+use crate::api::{
+    ActRequest, Delivery, Event, Failure, FileToSend, FilesToSend, NodeView, NodesRequest, Request,
+};
+use crate::proto::message::Arguments;
+use crate::proto::selector::BadSelector;
+use crate::proto::wire::Lane;
+
+/// Time to live of a command, unless [`Station::with_ttl`] sets another.
+const TTL_DEFAULT: Duration = Duration::from_secs(30);
+/// How long to wait for outcomes, unless [`Station::with_timeout`] sets another.
+const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
+
+/// A running station. Clones share the handle.
+#[derive(Clone, Debug)]
+pub struct Station {
+    fleet: Fleet,
+    ttl: Duration,
+    /// Whether the caller chose `ttl`, so that the station may not use a shorter one.
+    ttl_given: bool,
+    timeout: Duration,
+}
+
+/// No station can be reached.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no station answers at {socket:?}; start one with: ground-station serve --state-dir DIR")]
+pub struct ConnectError {
+    /// The control socket that was tried.
+    pub socket: PathBuf,
+}
+
+/// A request was not carried out. Outcomes of single deliveries are not errors: see
+/// [`Delivery::state`](crate::api::Delivery).
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RequestError {
+    /// The selector cannot be parsed.
+    #[error(transparent)]
+    Selector(#[from] BadSelector),
+    /// The station refused the request, or could not carry it out.
+    #[error("{message}")]
+    Failed {
+        /// The reason, for programs.
+        failure: Failure,
+        /// The reason and a remedy, for people.
+        message: String,
+    },
+    /// The answer ended before it was complete.
+    #[error("the station's answer was cut off; `ground-station history` shows what was begun")]
+    CutOff,
+}
+
+impl Station {
+    /// Connects to the station that runs with this state directory.
+    ///
+    /// # Errors
+    /// [`ConnectError`] if none runs.
+    pub async fn connect(state_dir: impl AsRef<Path>) -> Result<Self, ConnectError> {
+        let socket = state_dir.as_ref().join(CONTROL_SOCKET);
+        if is_listening(&socket).await {
+            Ok(Self::from(Fleet::remote(socket)))
+        } else {
+            Err(ConnectError { socket })
+        }
+    }
+
+    /// Sets how long a command may still start after it was given; 30 s by default.
+    #[must_use]
+    pub fn with_ttl(self, ttl: Duration) -> Self {
+        Self {
+            ttl,
+            ttl_given: true,
+            ..self
+        }
+    }
+
+    /// Sets how long to wait for outcomes, and for progress of a transfer; 10 s by default.
+    #[must_use]
+    pub fn with_timeout(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
+    }
+
+    /// The handle that takes any request.
+    pub fn fleet(&self) -> &Fleet {
+        &self.fleet
+    }
+
+    /// The matching nodes.
+    ///
+    /// # Errors
+    /// [`RequestError`]; with [`Failure::NoMatch`] if no node matches.
+    pub async fn nodes(&self, selector: &str) -> Result<Vec<NodeView>, RequestError> {
+        let request = NodesRequest::List {
+            selector: selector.parse()?,
+            timeout_ms: to_ms(self.timeout),
+        };
+        let mut nodes = Vec::new();
+        let mut stream = self.start(request).await;
+        while let Some(event) = stream.next().await? {
+            if let Event::Node(node) = event {
+                nodes.push(node);
+            }
+        }
+        Ok(nodes)
+    }
+
+    /// The matching nodes, and each change from then on, until the stream is dropped.
+    ///
+    /// # Errors
+    /// [`RequestError::Selector`].
+    pub async fn watch(&self, selector: &str) -> Result<EventStream, RequestError> {
+        let selector = selector.parse()?;
+        Ok(self.start(NodesRequest::Watch { selector }).await)
+    }
+
+    /// Runs an action on the matching nodes and waits for all outcomes.
+    ///
+    /// # Errors
+    /// [`RequestError`]; with [`Failure::NoMatch`] if no node matches.
+    pub async fn call(
+        &self,
+        selector: &str,
+        action: &str,
+        arguments: Arguments,
+    ) -> Result<Vec<Delivery>, RequestError> {
+        let request = ActRequest::Command {
+            selector: selector.parse()?,
+            action: action.to_owned(),
+            arguments,
+            lane: Lane::Control,
+            ttl_ms: to_ms(self.ttl),
+            ttl_given: self.ttl_given,
+            timeout_ms: to_ms(self.timeout),
+            batch: None,
+        };
+        self.start(request).await.deliveries().await
+    }
+
+    /// Sends a file to the matching nodes. The stream yields [`Event::Progress`] and one [`Event::Delivery`] per node.
+    /// `source` is a path on the station's machine, `dest` is ROOT/RELATIVE on the nodes.
+    ///
+    /// # Errors
+    /// [`RequestError::Selector`].
+    pub async fn send_file(
+        &self,
+        source: impl Into<PathBuf>,
+        selector: &str,
+        dest: &str,
+    ) -> Result<EventStream, RequestError> {
+        let file = FileToSend {
+            source: source.into(),
+            dest: dest.to_owned(),
+        };
+        let request = ActRequest::SendFiles {
+            selector: selector.parse()?,
+            files: FilesToSend::Same { files: vec![file] },
+            ttl_ms: to_ms(self.ttl),
+            timeout_ms: to_ms(self.timeout),
+        };
+        Ok(self.start(request).await)
+    }
+
+    /// Gives an emergency stop, sent again until each matching node has confirmed it or the time-out has passed.
+    ///
+    /// # Errors
+    /// [`RequestError`]; with [`Failure::NoMatch`] if no node matches.
+    pub async fn stop(&self, selector: &str) -> Result<Vec<Delivery>, RequestError> {
+        let request = ActRequest::Stop {
+            selector: selector.parse()?,
+            timeout_ms: Some(to_ms(self.timeout)),
+            also_bridged: false,
+        };
+        self.start(request).await.deliveries().await
+    }
+
+    /// Ends an emergency stop at the matching nodes.
+    ///
+    /// # Errors
+    /// [`RequestError`]; with [`Failure::NoMatch`] if no node matches.
+    pub async fn release(&self, selector: &str) -> Result<Vec<Delivery>, RequestError> {
+        let request = ActRequest::Release {
+            selector: selector.parse()?,
+            timeout_ms: to_ms(self.timeout),
+        };
+        self.start(request).await.deliveries().await
+    }
+
+    /// Sends any request.
+    pub async fn start(&self, request: impl Into<Request>) -> EventStream {
+        EventStream(Some(self.fleet.perform(request).await))
+    }
+}
+
+impl From<Fleet> for Station {
+    fn from(fleet: Fleet) -> Self {
+        Self {
+            fleet,
+            ttl: TTL_DEFAULT,
+            ttl_given: false,
+            timeout: TIMEOUT_DEFAULT,
+        }
+    }
+}
+
+/// The events of one request. Dropping it cancels the request.
+#[derive(Debug)]
+pub struct EventStream(Option<mpsc::Receiver<Event>>);
+
+impl EventStream {
+    /// The next event; `None` after the last one.
+    ///
+    /// # Errors
+    /// [`RequestError::Failed`] in place of [`Event::Failed`], [`RequestError::CutOff`] if no last event came.
+    pub async fn next(&mut self) -> Result<Option<Event>, RequestError> {
+        let Some(events) = &mut self.0 else {
+            return Ok(None);
+        };
+        let event = events.recv().await.ok_or(RequestError::CutOff)?;
+        if event.is_last() {
+            self.0 = None;
+        }
+        if let Event::Failed { failure, message } = event {
+            return Err(RequestError::Failed { failure, message });
+        }
+        Ok((event != Event::End).then_some(event))
+    }
+
+    /// Waits for the end and collects the outcomes.
+    ///
+    /// # Errors
+    /// As [`EventStream::next`].
+    pub async fn deliveries(mut self) -> Result<Vec<Delivery>, RequestError> {
+        let mut deliveries = Vec::new();
+        while let Some(event) = self.next().await? {
+            if let Event::Delivery(delivery) = event {
+                deliveries.push(delivery);
+            }
+        }
+        Ok(deliveries)
+    }
+}
+
+fn to_ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
