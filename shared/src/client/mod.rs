@@ -5,8 +5,6 @@
 //! [`Event`](crate::api::Event)s out, over any [`Backend`]: the control socket, or an engine in this process.
 //!
 //! ```no_run
-//! use std::collections::BTreeMap;
-//!
 //! use swarm_shared::client::Station;
 //! use swarm_shared::proto::message::Arguments;
 //!
@@ -14,7 +12,7 @@
 //! let station = Station::connect("/var/lib/ground-station").await?;
 //! let color = Arguments {
 //!     args: Vec::new(),
-//!     kwargs: BTreeMap::from([("color".to_owned(), "#ff0000".into())]),
+//!     kwargs: [("color".to_owned(), "#ff0000".into())].into_iter().collect(),
 //! };
 //! for delivery in station.call("drone-*", "led", color).await? {
 //!     println!("{}: {}", delivery.node, delivery.state);
