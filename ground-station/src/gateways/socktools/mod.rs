@@ -10,6 +10,8 @@
 //! `idle` limits the time in which a peer sends no byte, without the time in which its request is carried out. A peer's
 //! messages are carried out in order; messages of an operator are sent in between.
 
+mod peers;
+
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -36,7 +38,7 @@ use super::framing::{DRAIN_MESSAGES_MAX, StreamError, close_gracefully, read_mes
 use super::listener::{ConnectionPermit, GatewayListener, log_throttle};
 use super::platypush::handler::{RequestHandler, random_id, takes_no_arguments};
 use crate::config::gateways::{RawEncoding, SocktoolsConfig};
-use crate::fleet::gateway_peers::{OutgoingMessage, PeerGuard, PeerRegistry};
+use peers::{OutgoingMessage, PeerGuard, PeerRegistry};
 
 /// The gateway's name in the configuration.
 pub const GATEWAY: &str = "socktools";
@@ -78,9 +80,12 @@ pub fn open(config: &SocktoolsConfig, context: &GatewayContext) -> Result<(), Ga
         }
     }
     let listener = GatewayListener::open(GATEWAY, &config.common, context)?;
+    let peers = PeerRegistry::new(GATEWAY);
+    let gateway_peers = &context.advertisement.gateway_peers;
+    gateway_peers.register_gateway(GATEWAY, Arc::new(peers.clone()));
     let server = Arc::new(Server {
         handler,
-        peers: context.advertisement.gateway_peers.register_gateway(GATEWAY),
+        peers,
         config: config.clone(),
         drop_log: Mutex::new(log_throttle()),
     });
