@@ -98,7 +98,6 @@ impl Authenticator {
     ) -> Result<Caller, HttpError> {
         let query = form::fields(parts.uri.query().unwrap_or_default());
         let headers = &parts.headers;
-        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let authorization = authorization_header(headers);
         if let Some((scheme, shown)) = authorization
             && scheme.eq_ignore_ascii_case("basic")
@@ -111,11 +110,7 @@ impl Authenticator {
             self.verify_password(&name, password, from).await?;
             return Ok(user_caller(name, from, Credential::Password));
         }
-        let bearer = authorization
-            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-            .map(|(_, shown)| shown.trim());
-        let token = bearer
-            .or_else(|| text("x-token"))
+        let token = header_token(headers)
             .or_else(|| query.get("token").map(String::as_str))
             .or(in_message);
         if let Some(token) = token {
@@ -164,7 +159,8 @@ impl Authenticator {
         }
         // Before the remembered passwords: otherwise a throttled source could go on guessing, and would know a right
         // password by not being told to wait.
-        self.check_throttle(from)?;
+        let permitted = self.throttle.lock().check(from, clock::now());
+        permitted.map_err(HttpError::too_many_attempts)?;
         let tag = kept
             .as_ref()
             .map(|kept| (self.password_tag(name, &password, kept), kept.clone()));
@@ -178,7 +174,7 @@ impl Authenticator {
             Ok(right) => right,
             Err(error) => {
                 // It was not checked.
-                self.cancel_attempt(counted);
+                self.throttle.lock().cancel_attempt(counted);
                 return Err(error.into());
             }
         };
@@ -187,7 +183,7 @@ impl Authenticator {
             tracing::warn!(%from, user, "Login failed: wrong name or password");
             return Err(HttpError::unauthorized("wrong name or password"));
         };
-        self.reset_throttle(from);
+        self.throttle.lock().reset(from);
         let mut known = self.verified.lock();
         if known.len() >= VERIFIED_PASSWORDS_MAX {
             known.pop_front();
@@ -235,28 +231,9 @@ impl Authenticator {
         Ok(HttpError::unauthorized(text))
     }
 
-    fn check_throttle(&self, from: IpAddr) -> Result<(), HttpError> {
-        let throttle = self.throttle.lock();
-        throttle
-            .check(from, clock::now())
-            .map_err(HttpError::too_many_attempts)
-    }
-
     fn begin_attempt(&self, from: IpAddr) -> Result<Attempt, HttpError> {
-        let mut throttle = self.throttle.lock();
-        throttle
-            .begin_attempt(from, clock::now())
-            .map_err(HttpError::too_many_attempts)
-    }
-
-    fn cancel_attempt(&self, counted: Attempt) {
-        let mut throttle = self.throttle.lock();
-        throttle.cancel_attempt(counted);
-    }
-
-    fn reset_throttle(&self, from: IpAddr) {
-        let mut throttle = self.throttle.lock();
-        throttle.reset(from);
+        let attempt = self.throttle.lock().begin_attempt(from, clock::now());
+        attempt.map_err(HttpError::too_many_attempts)
     }
 
     /// Counts a failed attempt, of tokens too: they cannot be guessed, but the log must not be filled.
@@ -362,6 +339,14 @@ pub(crate) fn is_same_origin(headers: &HeaderMap) -> bool {
 /// Scheme and credentials of the header `Authorization`.
 fn authorization_header(headers: &HeaderMap) -> Option<(&str, &str)> {
     headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')
+}
+
+/// The token of `Authorization: Bearer …` or `X-Token: …`.
+pub(crate) fn header_token(headers: &HeaderMap) -> Option<&str> {
+    let authorization = authorization_header(headers);
+    let bearer = authorization.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+    let bearer = bearer.map(|(_, token)| token.trim());
+    bearer.or_else(|| headers.get("x-token")?.to_str().ok())
 }
 
 /// Name and password of the scheme Basic.

@@ -87,35 +87,13 @@ impl TemperatureCache {
 
     /// Updates the cache. Returns a message to push if a temperature has changed.
     pub(super) fn on_event(&mut self, event: Event) -> Option<Message> {
-        match event {
-            Event::Node(view) => {
-                self.on_node(view);
-                None
-            }
-            Event::Telemetry { node, values } => self.on_telemetry(node, &values),
-            Event::Targets { .. }
-            | Event::Progress { .. }
-            | Event::Stage { .. }
-            | Event::Acknowledged { .. }
-            | Event::Delivery(_)
-            | Event::Note { .. }
-            | Event::Issued { .. }
-            | Event::Membership(_)
-            | Event::Invitation(_)
-            | Event::Member(_)
-            | Event::Pending(_)
-            | Event::Peer(_)
-            | Event::Command(_)
-            | Event::CommandDetails(_)
-            | Event::HistoryDelivery(_)
-            | Event::Audit(_)
-            | Event::User(_)
-            | Event::Token(_)
-            | Event::Observed { .. }
-            | Event::Lagged { .. }
-            | Event::Failed { .. }
-            | Event::End => None,
+        if let Event::Telemetry { node, values } = event {
+            return self.on_telemetry(node, &values);
         }
+        if let Event::Node(view) = event {
+            self.on_node(view);
+        }
+        None
     }
 
     fn on_node(&mut self, view: NodeView) {

@@ -45,48 +45,28 @@ impl EventMapper {
     }
 
     fn map_fields(&mut self, event: Event) -> Option<(String, Value)> {
-        match event {
-            Event::Node(view) => self.map_node(view),
-            Event::Telemetry { node, values } => {
-                let fields = json!({ "node": node.node, "node_id": node.id, "values": values });
-                Some(("Telemetry".to_owned(), fields))
-            }
-            Event::Observed {
-                kind,
-                what,
-                who,
-                number,
-                event,
-            } => {
-                let (word, fields) = map_command_event(*event)?;
-                let mut all = Map::new();
-                all.insert("action".to_owned(), what.into());
-                all.insert("who".to_owned(), who.into());
-                all.insert("number".to_owned(), json!(number));
-                all.extend(fields);
-                Some((format!("{}{word}", command_prefix(kind)), Value::Object(all)))
-            }
-            Event::Targets { .. }
-            | Event::Progress { .. }
-            | Event::Stage { .. }
-            | Event::Acknowledged { .. }
-            | Event::Delivery(_)
-            | Event::Note { .. }
-            | Event::Issued { .. }
-            | Event::Membership(_)
-            | Event::Invitation(_)
-            | Event::Member(_)
-            | Event::Pending(_)
-            | Event::Command(_)
-            | Event::CommandDetails(_)
-            | Event::HistoryDelivery(_)
-            | Event::Audit(_)
-            | Event::User(_)
-            | Event::Token(_)
-            | Event::Peer(_)
-            | Event::Lagged { .. }
-            | Event::Failed { .. }
-            | Event::End => None,
+        if let Event::Node(view) = event {
+            self.map_node(view)
+        } else if let Event::Telemetry { node, values } = event {
+            let fields = json!({ "node": node.node, "node_id": node.id, "values": values });
+            Some(("Telemetry".to_owned(), fields))
+        } else if let Event::Observed {
+            kind,
+            what,
+            who,
+            number,
+            event,
+        } = event
+        {
+            let (suffix, fields) = map_command_event(*event)?;
+            let mut all = Map::new();
+            all.insert("action".to_owned(), what.into());
+            all.insert("who".to_owned(), who.into());
+            all.insert("number".to_owned(), json!(number));
+            all.extend(fields);
+            Some((format!("{}{suffix}", command_prefix(kind)), Value::Object(all)))
+        } else {
+            None
         }
     }
 

@@ -15,7 +15,7 @@ use super::super::handler::random_id;
 use super::Shared;
 use crate::config::gateways::platypush_http::{Hook, HookInput};
 use crate::gateways::access::Client;
-use crate::http::auth::is_same_origin;
+use crate::http::auth::{header_token, is_same_origin};
 use crate::http::error::{HttpError, json_response};
 use crate::http::serve::ClientInfo;
 use crate::http::{body, form};
@@ -120,14 +120,6 @@ async fn run_hook(
         // The handler has audited the request.
         Err(HttpError::new(StatusCode::BAD_GATEWAY, text).audited())
     }
-}
-
-fn header_token(headers: &HeaderMap) -> Option<&str> {
-    let bearer = headers.get(header::AUTHORIZATION).and_then(|value| {
-        let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
-    });
-    bearer.or_else(|| headers.get("x-token")?.to_str().ok())
 }
 
 /// The body as JSON, as the fields of a form, or as text, by its content type; `null` if it is empty.
