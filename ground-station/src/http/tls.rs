@@ -17,7 +17,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::certificate;
 
-/// Name of the file in the state directory with the self-signed certificate and its key.
+/// File in the state directory with the self-signed certificate and its key. Its name is that of the first version.
 const SELF_SIGNED_FILE: &str = "door-tls.pem";
 /// Longest file of certificates or keys, in bytes.
 const PEM_BYTES_MAX: u64 = 1024 * 1024;

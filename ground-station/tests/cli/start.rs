@@ -168,7 +168,7 @@ fn gateway_without_credentials_warns_at_start() {
         let mut serve = command(dir.path());
         serve.args(["serve", "--listen", "127.0.0.1:0", "--no-pings", "--no-mdns"]);
         let ran = wait_for_output(serve.spawn().expect("starts"), dir.path());
-        let expected = "nobody can come in, other than by a hook: there is neither a user nor a `token`; type \
+        let expected = "No client can be authenticated, except by a hook: there is neither a user nor a `token`; type \
                     `ground-station gateway user add NAME`";
         assert_eq!(ran.stderr.contains(expected), warned, "{}", ran.stderr);
     }

@@ -82,7 +82,7 @@ pub enum RequestError {
     Usage(String),
     /// No node matches its selector.
     #[error("{0}")]
-    NobodyMatched(String),
+    NoMatch(String),
     /// It failed, or the station is shutting down.
     #[error("{0}")]
     Failed(String),
@@ -272,7 +272,7 @@ impl AccessPolicy {
         };
         let nothing_begun = matches!(
             done,
-            Err(RequestError::NotAllowed(_) | RequestError::Usage(_) | RequestError::NobodyMatched(_))
+            Err(RequestError::NotAllowed(_) | RequestError::Usage(_) | RequestError::NoMatch(_))
         );
         // A request that began nothing is aggregated like a read.
         audit_scope
@@ -357,7 +357,7 @@ impl AccessPolicy {
             if let Event::Failed { failure, message } = event {
                 return Err(match failure {
                     Failure::Usage => RequestError::Usage(message),
-                    Failure::NoMatch => RequestError::NobodyMatched(message),
+                    Failure::NoMatch => RequestError::NoMatch(message),
                     Failure::Failed | Failure::ShutDown => RequestError::Failed(message),
                 });
             }

@@ -187,8 +187,8 @@ async fn requests_matching_no_node_do_not_fill_the_audit() {
     let mut calls = std::mem::replace(&mut harness.calls, mpsc::channel(1).1);
     tokio::spawn(async move {
         while let Some(call) = calls.recv().await {
-            let nobody = Event::failed(Failure::NoMatch, "no node matches");
-            call.events.send(nobody).await.expect("taken");
+            let no_match = Event::failed(Failure::NoMatch, "no node matches");
+            call.events.send(no_match).await.expect("taken");
         }
     });
     for _ in 0..50 {
@@ -196,7 +196,7 @@ async fn requests_matching_no_node_do_not_fill_the_audit() {
             .access
             .command(&client("10.0.0.1"), action_request("led"))
             .await;
-        done.expect_err("nobody is meant");
+        done.expect_err("no node matches");
     }
     let audit = harness.shut_down().await;
     let outcomes: Vec<&str> = audit.iter().map(|entry| entry.outcome.as_str()).collect();

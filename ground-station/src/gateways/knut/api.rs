@@ -171,7 +171,7 @@ fn error_json(why: &RequestError) -> Value {
     let kind = match why {
         RequestError::NotAllowed(_) => "not-allowed",
         RequestError::Usage(_) => "usage",
-        RequestError::NobodyMatched(_) => "nobody-matched",
+        RequestError::NoMatch(_) => "nobody-matched",
         RequestError::Failed(_) => "failed",
     };
     json!({ "error": { "kind": kind, "message": why.to_string() } })

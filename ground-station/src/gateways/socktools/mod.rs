@@ -389,8 +389,8 @@ async fn write_outgoing(
         };
         let frame = encode(&message).map_err(|error| StreamError::ConnectionLost(error.to_string()))?;
         write_message(to, &frame).await?;
-        // Whoever sent it may have stopped waiting.
-        let _nobody_waits = written.send(());
+        // The sender may have stopped waiting.
+        let _dropped = written.send(());
     }
 }
 

@@ -205,8 +205,8 @@ mod tests {
         assert!(matches!(gateways.get("socktools"), Err((Failure::Usage, _))));
         let peers = PeerRegistry::new("socktools");
         gateways.register_gateway("socktools", Arc::new(peers.clone()));
-        let nobody = peers.send(None, Bytes::new()).await.expect_err("nobody");
-        assert_eq!(nobody.0, Failure::NoMatch);
+        let no_peer = peers.send(None, Bytes::new()).await.expect_err("no peer");
+        assert_eq!(no_peer.0, Failure::NoMatch);
         let (first, mut of_first) = peers.register(addr("10.0.0.1:1"), true);
         let (_second, mut of_second) = peers.register(addr("[::ffff:10.0.0.1]:2"), false);
         let (_third, of_third) = peers.register(addr("10.0.0.2:1"), false);
@@ -237,7 +237,7 @@ mod tests {
         let (failure, text) = sent
             .send(Some("10.0.0.9"), Bytes::new())
             .await
-            .expect_err("nobody");
+            .expect_err("no such peer");
         assert_eq!(failure, Failure::NoMatch);
         assert!(text.contains("10.0.0.2:1"), "{text}");
         let usage = sent.send(Some("n1"), Bytes::new()).await.expect_err("no peer");

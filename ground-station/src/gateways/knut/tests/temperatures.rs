@@ -71,7 +71,7 @@ fn missing_temperature_reading_is_warned_of_once() {
         complaint
     };
     let event = told(9, json!({"load": 1}));
-    assert_eq!(hear(&mut temperatures, event), None, "nobody who is shown");
+    assert_eq!(hear(&mut temperatures, event), None, "a node that is not shown");
     for number in [1, 2] {
         temperatures.on_event(view(number, &format!("n{number}"), NodeState::Online));
     }
@@ -132,8 +132,8 @@ fn temperature_history_is_bounded_and_in_seconds() {
     temperatures.record_history(99_000);
     let wanted = json!({"id": "n1", "temperature": [2.0, 4.0, 5.0], "time": [4.5, 6.0, 7.5]});
     assert_eq!(ask(&temperatures, 3, json!({"id": "n1"})), (0x0103, wanted));
-    let nobody = json!({"id": "x", "temperature": [], "time": []});
-    assert_eq!(ask(&temperatures, 3, json!({"id": "x"})).1, nobody);
+    let empty = json!({"id": "x", "temperature": [], "time": []});
+    assert_eq!(ask(&temperatures, 3, json!({"id": "x"})).1, empty);
 }
 
 #[test]

@@ -147,7 +147,7 @@ impl AppState {
         if none.map_err(|error| error.to_string())? {
             tracing::warn!(
                 gateway = GATEWAY,
-                "nobody can come in, other than by a hook: there is neither a user nor a `token`; type \
+                "No client can be authenticated, except by a hook: there is neither a user nor a `token`; type \
                  `ground-station gateway user add NAME` on the station"
             );
         }

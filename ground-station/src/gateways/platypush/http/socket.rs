@@ -116,7 +116,7 @@ async fn stream_events(
             },
             event = events.recv() => match to_message(&mut mapper, event) {
                 Ok(message) => message,
-                Err(farewell) => break farewell,
+                Err(reason) => break reason,
             },
         };
         if let Some(next) = next

@@ -58,7 +58,7 @@ async fn every_http_refusal_is_audited() {
         .to_owned();
     let cookie = ("cookie", cookie.split(';').next().expect("a cookie"));
     let (long, ping) = ("x".repeat(257), json!({"action": "ping"}).to_string());
-    let nobody = json!({"action": "led", "target": "!"}).to_string();
+    let no_node = json!({"action": "led", "target": "!"}).to_string();
     let history = json!({"action": "station.history", "target": "tag:row=1"}).to_string();
     // Each from another address, so that nothing is aggregated.
     let all: &[Case<'_>] = &[
@@ -133,7 +133,7 @@ async fn every_http_refusal_is_audited() {
             "longer than 256",
         ),
         ("POST", "/execute", &[good], "{", 400, "ann", "message", "JSON"),
-        ("POST", "/execute", &[good], &nobody, 200, "ann", "led", "\"!\""),
+        ("POST", "/execute", &[good], &no_node, 200, "ann", "led", "\"!\""),
         (
             "POST",
             "/execute",

@@ -54,7 +54,7 @@ async fn auth_token_is_revoked_with_its_user() {
             .expect("removed")
     );
     let (status, _) = rig.send_json(execute(&[("authorization", &token)], &ping)).await;
-    assert_eq!(status, 412, "and nobody is left");
+    assert_eq!(status, 412, "no user is left");
     for (body, wanted) in [
         ("{}", 400),
         ("x", 400),

@@ -69,7 +69,7 @@ async fn unread_pongs_are_bounded() {
     let flood = async {
         while near.write_all(&ping(&[7; 125])).await.is_ok() {
             written += 131;
-            assert!(written < 16 * 1024, "nobody reads the answers, and it is read on");
+            assert!(written < 16 * 1024, "pongs are not read, and pings are read on");
         }
     };
     tokio::time::timeout(TEST_TIMEOUT, flood)
