@@ -82,7 +82,10 @@ fn knut_unknown_types_are_echoed_and_garbage_is_ignored() {
     }
     // Each connection may send any number of them; the log reports them at a limited rate.
     let log = fleet.station.log();
-    let told = log.iter().filter(|line| line.contains("Invalid message ignored")).count();
+    let told = log
+        .iter()
+        .filter(|line| line.contains("Invalid message ignored"))
+        .count();
     assert!((1..TIMES).contains(&told), "{told} lines: {log:#?}");
     let audit = fleet.station.run(&["history", "--audit"]).expect_status(0).json();
     assert!(audit.iter().any(|entry| entry["what"] == "message"), "{audit:#?}");
