@@ -11,9 +11,10 @@ use std::path::Path;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use ground_station::config::RetentionPolicy;
 use ground_station::fleet::HistoryQuery;
 use ground_station::store::deliveries::{self, Origin};
-use ground_station::store::retention::{self, RetentionPolicy};
+use ground_station::store::retention;
 use ground_station::store::timestamp::Timestamp;
 use ground_station::store::{self, StoreError, history};
 use libfuzzer_sys::fuzz_target;
