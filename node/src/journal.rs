@@ -1,9 +1,10 @@
-//! The node's journal: a thread that owns the file, and a handle that asks it.
+//! The node's journal: one thread owns the file, a cloneable handle sends it records.
 //!
-//! What waits together is written together and flushed once. While the journal cannot write, the thread tries again by
-//! itself every [`RETRY`], so that the node goes on as soon as there is room. The thread ends when the last handle is
-//! gone and everything that was asked for is answered; [`Journal::close`] waits for that.
+//! Appends that wait together are written together and flushed once. While the disk refuses, the thread retries by
+//! itself every [`RETRY_INTERVAL`]. It ends when the last handle is dropped and every append has its result;
+//! [`Journal::close`] waits for that.
 
+use std::collections::VecDeque;
 use std::io;
 use std::path::Path;
 use std::time::Duration;
@@ -14,48 +15,57 @@ use swarm_shared::proto::delivery::record::Record;
 use tokio::runtime::Builder;
 use tokio::sync::{mpsc, oneshot, watch};
 
-/// How many appends may wait for the thread; the next one waits for a place.
-pub const APPENDS_MAX: usize = 256;
-/// How long after a failure the journal tries again by itself.
-pub const RETRY: Duration = Duration::from_secs(2);
+/// Appends that wait for the thread. More than all [`PendingAppends`] of a node may have open together, so that none of
+/// them finds the queue full.
+pub const APPENDS_MAX: usize = 512;
+/// How long after a failed write the thread tries again.
+pub const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 
-/// How the journal is.
+/// The state of the journal.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Health {
-    /// Why nothing can be written; `None` if all is well.
+    /// Why nothing can be written; `None` while healthy.
     pub fault: Option<JournalFault>,
-    /// What was asked of the disk since the start.
+    /// Bytes, flushes and records since the start.
     pub stats: JournalStats,
 }
 
 struct Append {
     records: Vec<Record>,
-    reply: oneshot::Sender<Result<(), JournalFault>>,
+    result: oneshot::Sender<Result<(), JournalFault>>,
 }
 
-/// A handle on the journal; clones share it.
+/// A handle of the journal; clones share it.
 #[derive(Clone, Debug)]
 pub struct Journal {
     appends: mpsc::Sender<Append>,
     health: watch::Receiver<Health>,
 }
 
+/// Appends of one task that are under way, in their order, each with what it is for.
+#[derive(Debug)]
+pub struct PendingAppends<T> {
+    journal: Journal,
+    max: usize,
+    queue: VecDeque<(T, oneshot::Receiver<Result<(), JournalFault>>)>,
+}
+
 impl Journal {
-    /// Opens the journal in a directory. It blocks on the disk, and always gives a journal, one that refuses with the
-    /// reason if need be.
+    /// Opens the journal in a directory. Blocks on the disk. A journal that cannot be written is returned as well and
+    /// refuses every append with the reason.
     ///
     /// # Errors
-    /// If no thread can be started.
+    /// The thread cannot be started.
     pub fn open(dir: &Path) -> io::Result<(Self, DedupTable, Recovery)> {
         let (file, recovery) = JournalFile::open(StdDisk::new(dir));
-        let (journal, ledger) = Self::start(file, &recovery)?;
-        Ok((journal, ledger, recovery))
+        let (journal, dedup) = Self::start(file, &recovery)?;
+        Ok((journal, dedup, recovery))
     }
 
     /// Starts the thread of a journal that is open.
     ///
     /// # Errors
-    /// If no thread can be started.
+    /// The thread cannot be started.
     pub fn start<D>(file: JournalFile<D>, recovery: &Recovery) -> io::Result<(Self, DedupTable)>
     where
         D: Disk + Send + 'static,
@@ -67,7 +77,7 @@ impl Journal {
             fault: recovery.fault.clone(),
             stats: file.stats(),
         });
-        // A timer on a thread that blocks: it may wait for its queue and for the time to try again.
+        // A timer on a blocking thread: it waits for its queue and for the time of the next retry.
         let runtime = Builder::new_current_thread().enable_time().build()?;
         std::thread::Builder::new()
             .name("journal".to_owned())
@@ -75,36 +85,60 @@ impl Journal {
         Ok((Self { appends, health }, dedup))
     }
 
-    /// Makes these records durable, all of them when it returns with success. Those of one call, and of calls that one
-    /// task makes one after the other, stay in their order.
-    ///
-    /// # Errors
-    /// [`JournalFault`]; then they do not count, and may be on the disk all the same.
-    pub async fn append(&self, records: Vec<Record>) -> Result<(), JournalFault> {
-        let (answer, answered) = oneshot::channel();
-        let asked = self
-            .appends
-            .send(Append {
-                records,
-                reply: answer,
-            })
-            .await;
-        asked.map_err(|_gone| JournalFault::Closed)?;
-        answered.await.map_err(|_gone| JournalFault::Closed)?
-    }
-
-    /// How the journal is; it counts as changed when a fault comes or goes.
+    /// The state of the journal; the receiver is notified when a fault begins or ends.
     pub fn health(&self) -> watch::Receiver<Health> {
         self.health.clone()
     }
 
-    /// Waits until all that was asked for is on the disk and the file is closed. There must be no other handle, or it
-    /// waits for that one.
+    /// Waits until every append has its result and the file is closed. Waits for all other handles to be dropped.
     pub async fn close(self) {
         let Self { appends, mut health } = self;
         drop(appends);
-        // The thread says nothing more once it has ended.
+        // The thread drops its sender when it ends.
         while health.changed().await.is_ok() {}
+    }
+}
+
+impl<T> PendingAppends<T> {
+    /// No appends yet, and never more than `max` at once.
+    pub fn new(journal: Journal, max: usize) -> Self {
+        Self {
+            journal,
+            max,
+            queue: VecDeque::new(),
+        }
+    }
+
+    /// Hands `records` to the journal without waiting. [`Self::next`] returns `what` once they are durable or refused.
+    /// Appends keep the order of these calls.
+    ///
+    /// # Errors
+    /// `what` with [`JournalFault::Busy`] if too many are open, or [`JournalFault::Closed`].
+    pub fn push(&mut self, records: Vec<Record>, what: T) -> Result<(), (T, JournalFault)> {
+        if self.queue.len() >= self.max {
+            return Err((what, JournalFault::Busy));
+        }
+        let (result, receipt) = oneshot::channel();
+        match self.journal.appends.try_send(Append { records, result }) {
+            Ok(()) => {
+                self.queue.push_back((what, receipt));
+                Ok(())
+            }
+            Err(mpsc::error::TrySendError::Full(_)) => Err((what, JournalFault::Busy)),
+            Err(mpsc::error::TrySendError::Closed(_)) => Err((what, JournalFault::Closed)),
+        }
+    }
+
+    /// The oldest append and its result, when it has one; waits for ever while none is open. Cancel safe.
+    /// After a fault the records do not count, although they may be on the disk.
+    pub async fn next(&mut self) -> (T, Result<(), JournalFault>) {
+        if let Some((_, receipt)) = self.queue.front_mut() {
+            let result = receipt.await.unwrap_or(Err(JournalFault::Closed));
+            if let Some((what, _)) = self.queue.pop_front() {
+                return (what, result);
+            }
+        }
+        std::future::pending().await
     }
 }
 
@@ -117,13 +151,13 @@ fn run_thread<D: Disk>(
     let mut batch = Vec::new();
     loop {
         let next = queue.recv_many(&mut batch, APPENDS_MAX);
-        let taken = if publisher.borrow().fault.is_none() {
+        let received = if publisher.borrow().fault.is_none() {
             Some(runtime.block_on(next))
         } else {
-            let patient = async { tokio::time::timeout(RETRY, next).await };
-            runtime.block_on(patient).ok()
+            let until_retry = async { tokio::time::timeout(RETRY_INTERVAL, next).await };
+            runtime.block_on(until_retry).ok()
         };
-        match taken {
+        match received {
             Some(0) => return,
             Some(_) => commit(&mut file, &mut batch, publisher),
             None => {
@@ -134,21 +168,21 @@ fn run_thread<D: Disk>(
     }
 }
 
-/// Writes all that waits in one step, and answers each.
+/// Writes all waiting appends with one flush, and gives each its result.
 fn commit<D: Disk>(file: &mut JournalFile<D>, batch: &mut Vec<Append>, publisher: &watch::Sender<Health>) {
     let mut records = Vec::new();
-    let answers: Vec<_> = batch
+    let results: Vec<_> = batch
         .drain(..)
         .map(|append| {
             records.extend(append.records);
-            append.reply
+            append.result
         })
         .collect();
     let written = file.append(&records);
     publish_health(publisher, file, written.clone().err());
-    for answer in answers {
-        // Whoever asked may have gone; it is written all the same.
-        answer.send(written.clone()).ok();
+    for result in results {
+        // The receiver may have been dropped; the records are durable all the same.
+        result.send(written.clone()).ok();
     }
 }
 
@@ -162,8 +196,8 @@ fn publish_health<D: Disk>(
         let changed = health.fault != fault;
         if changed {
             match &fault {
-                Some(fault) => tracing::warn!(%fault, "the journal cannot be written: commands are refused"),
-                None => tracing::info!("the journal can be written again"),
+                Some(fault) => tracing::warn!(%fault, "Journal cannot be written: commands are refused"),
+                None => tracing::info!("Journal can be written again"),
             }
         }
         health.fault = fault;
@@ -192,19 +226,25 @@ mod tests {
         Journal::start(file, &recovery).expect("a thread")
     }
 
-    fn latch(ledger: &DedupTable) -> Option<u64> {
-        ledger.latch().map(|latch| latch.number)
+    fn latch(dedup: &DedupTable) -> Option<u64> {
+        dedup.latch().map(|latch| latch.number)
+    }
+
+    async fn append(journal: &Journal, number: u64) -> Result<(), JournalFault> {
+        let mut appends = PendingAppends::new(journal.clone(), 1);
+        appends.push(vec![stop_record(number)], ()).expect("room");
+        appends.next().await.1
     }
 
     #[tokio::test]
     async fn appended_records_survive_a_restart() {
         let dir = tempfile::tempdir().expect("a directory");
-        let (journal, ledger, _) = Journal::open(dir.path()).expect("a thread");
-        assert_eq!(ledger, DedupTable::default());
-        journal.append(vec![stop_record(7)]).await.expect("room");
+        let (journal, dedup, _) = Journal::open(dir.path()).expect("a thread");
+        assert_eq!(dedup, DedupTable::default());
+        append(&journal, 7).await.expect("room");
         journal.close().await;
-        let (_, ledger, recovery) = Journal::open(dir.path()).expect("a thread");
-        assert_eq!((latch(&ledger), recovery.records), (Some(7), 1));
+        let (_, dedup, recovery) = Journal::open(dir.path()).expect("a thread");
+        assert_eq!((latch(&dedup), recovery.records), (Some(7), 1));
     }
 
     #[tokio::test]
@@ -213,24 +253,23 @@ mod tests {
         let (file, recovery) = JournalFile::open(disk.clone());
         let before = file.stats();
         let (appends, queue) = mpsc::channel(APPENDS_MAX);
-        let mut answers = Vec::new();
+        let (publisher, health) = watch::channel(Health::default());
+        let journal = Journal {
+            appends,
+            health: health.clone(),
+        };
+        let mut pending = PendingAppends::new(journal, 100);
         for number in 1..=100 {
-            let (reply, answered) = oneshot::channel();
-            let records = vec![stop_record(number)];
-            appends.try_send(Append { records, reply }).expect("room");
-            answers.push(answered);
+            pending.push(vec![stop_record(number)], number).expect("room");
         }
-        drop(appends);
-        let (said, health) = watch::channel(Health::default());
-        let waiting = Builder::new_current_thread()
+        assert_eq!(pending.push(Vec::new(), 101), Err((101, JournalFault::Busy)));
+        let runtime = Builder::new_current_thread()
             .enable_time()
             .build()
             .expect("a timer");
-        std::thread::spawn(move || run_thread(file, queue, &said, &waiting))
-            .join()
-            .expect("it ends by itself");
-        for answer in answers {
-            assert_eq!(answer.await.expect("answered"), Ok(()));
+        std::thread::spawn(move || run_thread(file, queue, &publisher, &runtime));
+        for number in 1..=100 {
+            assert_eq!(pending.next().await, (number, Ok(())));
         }
         assert_eq!(recovery.fault, None);
         assert_eq!(health.borrow().stats.syncs, before.syncs + 1);
@@ -243,19 +282,15 @@ mod tests {
         let (journal, _) = start(&disk);
         let mut health = journal.health();
         disk.fail_at(disk.calls(), Failure::Error(ErrorKind::StorageFull));
-        let fault = journal
-            .append(vec![stop_record(1)])
-            .await
-            .expect_err("full")
-            .to_string();
+        let fault = append(&journal, 1).await.expect_err("full").to_string();
         assert!(fault.contains("free some space"), "{fault}");
         assert!(health.borrow_and_update().fault.is_some());
         let recovered = health.wait_for(|health| health.fault.is_none());
-        tokio::time::timeout(RETRY * 5, recovered)
+        tokio::time::timeout(RETRY_INTERVAL * 5, recovered)
             .await
-            .expect("nobody has to ask")
+            .expect("by itself")
             .expect("it runs");
-        journal.append(vec![stop_record(2)]).await.expect("room again");
+        append(&journal, 2).await.expect("room again");
         assert_eq!(latch(&start(&disk.restarted(Loss::All, 0)).1), Some(2));
     }
 
@@ -263,10 +298,7 @@ mod tests {
     async fn appends_fail_without_a_journal_directory() {
         let dir = tempfile::tempdir().expect("a directory");
         let (journal, _, recovery) = Journal::open(&dir.path().join("none")).expect("a thread");
-        let fault = journal
-            .append(vec![stop_record(1)])
-            .await
-            .expect_err("no directory");
+        let fault = append(&journal, 1).await.expect_err("no directory");
         assert_eq!(Some(&fault), recovery.fault.as_ref());
         assert_eq!(journal.health().borrow().fault, Some(fault));
     }

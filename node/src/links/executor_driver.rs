@@ -1,12 +1,12 @@
-//! The commands that act: carries out what the [`Desk`] decides.
+//! The commands that act: carries out the effects of the [`Executor`].
 //!
 //! | task | owns | ends |
 //! |---|---|---|
-//! | links | the desk, the arguments of what waits, how to end what runs | see the module above |
-//! | scribe | nothing: hands writes to the journal, in order, as many at once as wait | with the desk |
-//! | one for each action that runs | its reply | with the reply, or [`KILL_PATIENCE`] after it was to end |
+//! | links | the executor, the arguments of waiting commands, the cancellation of running ones | see [`super`] |
+//! | one for each running action | its reply | with the reply, or [`KILL_TIMEOUT`] after its cancellation |
 //!
-//! Whoever asked may have restarted when there is something to tell: answers are kept, and it asks again.
+//! Records go to the journal's thread from here, those of one burst of commands as one append. A peer that has restarted
+//! misses replies; they are journaled, and it asks again.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -15,8 +15,7 @@ use swarm_shared::net::clock;
 use swarm_shared::net::peer::PeerLink;
 use swarm_shared::proto::delivery::dedup::DedupTable;
 use swarm_shared::proto::delivery::executor::{
-    ActionProperties, AfterFile, CommandSource, Effect, Executor, IN_FLIGHT_MAX, IncomingCommand,
-    RUNNING_MAX, WriteId,
+    ActionProperties, AfterFile, CommandSource, Effect, Executor, IN_FLIGHT_MAX, IncomingCommand, WriteId,
 };
 use swarm_shared::proto::delivery::record::{Record, digest};
 use swarm_shared::proto::delivery::{CommandId, Stage, StageMessage};
@@ -24,109 +23,145 @@ use swarm_shared::proto::outcome::Reply;
 use swarm_shared::proto::session::Outgoing;
 use swarm_shared::proto::wire::encoded::EncodedFrame;
 use swarm_shared::proto::wire::{Header, Lane};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
+use tokio::task::{Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::CommandContext;
 use crate::actions::{Actions, Command};
-use crate::journal::Journal;
+use crate::journal::{Journal, PendingAppends};
 use crate::process::{DRAIN_GRACE, TERM_GRACE};
 
-/// Writes that wait for the journal: one for each command at hand, and one for what was answered from memory.
-const WRITES_MAX: usize = IN_FLIGHT_MAX + 1;
-/// How long an action may take to end once it has been told to: a program is killed well before that.
+/// Appends under way: at most one write for each command in flight, and one for replies from memory.
+const APPENDS_MAX: usize = IN_FLIGHT_MAX + 1;
+/// Writes that are gathered before the journal gets them although more commands are waiting.
+const WRITES_PER_APPEND_MAX: usize = 64;
+/// How long an action may take to end after its cancellation. A program is killed well before that.
 const KILL_TIMEOUT: Duration = TERM_GRACE.saturating_add(DRAIN_GRACE.saturating_mul(2));
 
-/// What concerns the desk and has happened elsewhere.
+/// An input of the executor that does not come from a peer.
 #[derive(Debug)]
 pub(super) enum ExecutorEvent {
+    /// Records became durable, or the reason why not.
     Written(Vec<WriteId>, Result<(), String>),
     Finished(CommandId, Reply),
-    /// It is time for what the desk waits for.
+    Panicked(JoinError),
     Timeout,
 }
 
-/// Where a command came from.
+/// Where the stages and the reply of a command go.
 enum ReplyTarget {
-    /// A peer. Its session outlives connections: what is told while there is none goes with the next.
+    /// A session, which outlives connections: what is sent while there is none goes out with the next.
     Peer { link: PeerLink, lane: Lane },
-    /// A door of this node. It hears of the end only.
+    /// A gateway of this node. It gets the reply only.
     Gateway(oneshot::Sender<Reply>),
 }
 
-/// The desk and what it needs.
+struct RunningAction {
+    cancel: CancellationToken,
+    task: Id,
+}
+
+/// The executor with its surroundings: journal, actions, sessions.
 pub(super) struct ExecutorDriver {
     executor: Executor,
     actions: Actions,
-    tasks: TaskTracker,
-    /// What may have to run, until it does.
+    tracker: TaskTracker,
+    /// Commands that may still have to run.
     pending: BTreeMap<CommandId, Command>,
-    /// Who wants to hear of each command at hand.
     reply_targets: BTreeMap<CommandId, ReplyTarget>,
-    running: BTreeMap<CommandId, CancellationToken>,
-    writes: mpsc::Sender<(WriteId, Vec<Record>)>,
-    written: mpsc::Receiver<(Vec<WriteId>, Result<(), String>)>,
-    finishing: mpsc::Sender<(CommandId, Reply)>,
-    finished: mpsc::Receiver<(CommandId, Reply)>,
+    running: BTreeMap<CommandId, RunningAction>,
+    action_tasks: JoinSet<(CommandId, Reply)>,
+    /// Gathered for the next append.
+    unwritten: (Vec<WriteId>, Vec<Record>),
+    appends: PendingAppends<Vec<WriteId>>,
 }
 
 impl ExecutorDriver {
-    /// A desk on what the journal has told.
-    pub(super) fn new(actions: Actions, journal: Journal, dedup: DedupTable, tasks: TaskTracker) -> Self {
-        let (writes, to_write) = mpsc::channel(WRITES_MAX);
-        let (writing, written) = mpsc::channel(WRITES_MAX);
-        let (finishing, finished) = mpsc::channel(RUNNING_MAX);
-        tasks.spawn(scribe(journal, to_write, writing));
+    /// An executor that continues from what `journal` held, `dedup`.
+    pub(super) fn new(actions: Actions, journal: Journal, dedup: DedupTable, tracker: TaskTracker) -> Self {
         Self {
             executor: Executor::new(dedup),
             actions,
-            tasks,
+            tracker,
             pending: BTreeMap::new(),
             reply_targets: BTreeMap::new(),
             running: BTreeMap::new(),
-            writes,
-            written,
-            finishing,
-            finished,
+            action_tasks: JoinSet::new(),
+            unwritten: (Vec::new(), Vec::new()),
+            appends: PendingAppends::new(journal, APPENDS_MAX),
         }
     }
 
-    /// What has happened, as soon as something has. Nothing is lost if nobody waits for it any more.
+    /// The next event. Cancel safe.
     pub(super) async fn next_event(&mut self) -> ExecutorEvent {
         let timeout = self.executor.poll_timeout();
         tokio::select! {
             biased;
-            Some((tickets, how)) = self.written.recv() => ExecutorEvent::Written(tickets, how),
-            Some((id, reply)) = self.finished.recv() => ExecutorEvent::Finished(id, reply),
+            (write_ids, result) = self.appends.next() => {
+                ExecutorEvent::Written(write_ids, result.map_err(|fault| fault.to_string()))
+            }
+            Some(finished) = self.action_tasks.join_next() => finished_event(finished),
             () = clock::sleep_until(timeout.unwrap_or_else(clock::now)), if timeout.is_some() => ExecutorEvent::Timeout,
         }
     }
 
-    /// Takes such a word.
+    /// Handles an event, and the actions that have finished meanwhile.
     pub(super) fn on_event(&mut self, event: ExecutorEvent, context: &CommandContext) {
-        let now = clock::now();
-        match event {
-            ExecutorEvent::Written(tickets, Ok(())) => {
-                for ticket in tickets {
-                    self.executor.on_written(ticket, now);
-                }
-            }
-            ExecutorEvent::Written(tickets, Err(why)) => {
-                for ticket in tickets {
-                    self.executor.on_write_failed(ticket, &why, now);
-                }
-            }
-            ExecutorEvent::Finished(id, reply) => {
-                self.running.remove(&id);
-                self.executor.on_finished(id, reply, now);
-            }
-            ExecutorEvent::Timeout => self.executor.handle_timeout(now),
+        let mut next = Some(event);
+        while let Some(event) = next {
+            self.handle(event);
+            next = self.action_tasks.try_join_next().map(finished_event);
         }
         self.apply_effects(context);
     }
 
-    /// A command that acts has arrived; `content` is its frame's.
+    fn handle(&mut self, event: ExecutorEvent) {
+        let now = clock::now();
+        match event {
+            ExecutorEvent::Written(write_ids, Ok(())) => {
+                for write_id in write_ids {
+                    self.executor.on_written(write_id, now);
+                }
+            }
+            ExecutorEvent::Written(write_ids, Err(reason)) => self.fail_writes(write_ids, &reason),
+            ExecutorEvent::Finished(id, reply) => {
+                self.running.remove(&id);
+                self.executor.on_finished(id, reply, now);
+            }
+            ExecutorEvent::Panicked(error) => {
+                let found = self.running.iter().find(|(_, action)| action.task == error.id());
+                if let Some((&id, _)) = found {
+                    tracing::error!(%id, %error, "Action task panicked");
+                    let reply = Reply::failed("internal error: the action's task panicked; see the node's log");
+                    self.handle(ExecutorEvent::Finished(id, reply));
+                }
+            }
+            ExecutorEvent::Timeout => self.executor.handle_timeout(now),
+        }
+    }
+
+    /// Hands the gathered records to the journal. Call it when no more commands are waiting.
+    pub(super) fn flush_writes(&mut self) {
+        if self.unwritten.0.is_empty() {
+            return;
+        }
+        let (write_ids, records) = std::mem::take(&mut self.unwritten);
+        if let Err((write_ids, fault)) = self.appends.push(records, write_ids) {
+            // The executor bounds its writes, so the journal's thread has died.
+            tracing::error!(%fault, "Records not written: commands are refused until the next start");
+            self.fail_writes(write_ids, &fault.to_string());
+        }
+    }
+
+    fn fail_writes(&mut self, write_ids: Vec<WriteId>, reason: &str) {
+        for write_id in write_ids {
+            self.executor.on_write_failed(write_id, reason, clock::now());
+        }
+    }
+
+    /// A command that acts has come from a peer; `content` is that of its frame.
     pub(super) fn on_command(
         &mut self,
         command: Command,
@@ -151,7 +186,7 @@ impl ExecutorDriver {
         self.submit(command, incoming, target, context);
     }
 
-    /// A command from a gateway of this node, with an identity of its own.
+    /// A command that acts has come through a gateway of this node, under an identity that this node gave it.
     pub(super) fn on_local_command(
         &mut self,
         command: Command,
@@ -205,7 +240,7 @@ impl ExecutorDriver {
         self.apply_effects(context);
     }
 
-    /// An emergency stop is in force, or no more.
+    /// An emergency stop is in force, or has been released.
     pub(super) fn on_stop_changed(&mut self, stopped: bool, context: &CommandContext) {
         if stopped {
             self.executor.on_stop(clock::now());
@@ -215,14 +250,19 @@ impl ExecutorDriver {
         self.apply_effects(context);
     }
 
-    /// The process ends: see [`Desk::close`].
+    /// The program ends: see [`Executor::shut_down`].
     pub(super) fn close(&mut self, context: &CommandContext) {
         self.executor.shut_down(clock::now());
         self.pending.retain(|id, _| self.executor.contains(*id));
         self.apply_effects(context);
     }
 
-    /// Whether nothing is left to be waited for.
+    /// Leaves running actions to the task tracker of the node.
+    pub(super) fn detach_running(&mut self) {
+        self.action_tasks.detach_all();
+    }
+
+    /// Whether nothing runs and no record is on its way to the disk.
     pub(super) fn is_idle(&self) -> bool {
         self.executor.is_idle()
     }
@@ -230,57 +270,47 @@ impl ExecutorDriver {
     fn apply_effects(&mut self, context: &CommandContext) {
         for effect in self.executor.take_effects() {
             match effect {
-                Effect::Write {
-                    write_id: ticket,
-                    records,
-                } => self.write(ticket, records),
+                Effect::Write { write_id, mut records } => {
+                    self.unwritten.0.push(write_id);
+                    self.unwritten.1.append(&mut records);
+                }
                 Effect::Stage { id, stage } => self.send_stage(id, stage),
                 Effect::Run { id } => self.run(id),
                 Effect::Kill { id } => {
-                    if let Some(cancel) = self.running.get(&id) {
-                        cancel.cancel();
+                    if let Some(action) = self.running.get(&id) {
+                        action.cancel.cancel();
                     }
                 }
                 Effect::Reply { id, reply } => self.reply(id, reply, context),
             }
         }
-    }
-
-    fn write(&mut self, ticket: WriteId, records: Vec<Record>) {
-        if let Err(refused) = self.writes.try_send((ticket, records)) {
-            // The desk asks for no more than fits, so the scribe has fallen over.
-            let why = format!("nobody writes it: {refused}");
-            tracing::error!(why, "the journal is lost until the next start");
-            self.executor.on_write_failed(ticket, &why, clock::now());
+        if self.unwritten.0.len() >= WRITES_PER_APPEND_MAX {
+            self.flush_writes();
         }
     }
 
     fn run(&mut self, id: CommandId) {
         let Some(command) = self.pending.remove(&id) else {
-            // Never: what may run is kept.
-            let reply = Reply::failed("its arguments are lost");
+            // A command that may run is always pending.
+            let reply = Reply::failed("internal error: the command's arguments are gone");
             return self.executor.on_finished(id, reply, clock::now());
         };
         let cancel = command.cancel.clone();
-        self.running.insert(id, cancel.clone());
-        let completion = CompletionGuard {
-            id,
-            reply: None,
-            completions: self.finishing.clone(),
-        };
         let actions = self.actions.clone();
-        self.tasks.spawn(async move {
-            let mut completion = completion;
+        let killed = cancel.clone();
+        let action = async move {
             let killed = async {
-                cancel.cancelled().await;
+                killed.cancelled().await;
                 tokio::time::sleep(KILL_TIMEOUT).await;
             };
             let reply = tokio::select! {
                 reply = actions.run(command) => reply,
-                () = killed => Reply::failed("was told to end and did not"),
+                () = killed => Reply::failed(format!("was cancelled, and did not end within {KILL_TIMEOUT:?}")),
             };
-            completion.reply = Some(reply);
-        });
+            (id, reply)
+        };
+        let task = self.action_tasks.spawn(self.tracker.track_future(action)).id();
+        self.running.insert(id, RunningAction { cancel, task });
     }
 
     fn send_stage(&self, id: CommandId, stage: Stage) {
@@ -289,16 +319,16 @@ impl ExecutorDriver {
         };
         let sent = EncodedFrame::new(&StageMessage { stage }.to_frame(id))
             .map_err(|error| error.to_string())
-            .and_then(|parcel| {
+            .and_then(|frame| {
                 let outgoing = Outgoing {
-                    frame: parcel,
+                    frame,
                     lane: *lane,
                     deadline: None,
                 };
                 link.try_send(outgoing).map_err(|error| error.to_string())
             });
         if let Err(error) = sent {
-            tracing::debug!(%id, %stage, error, "a stage is not told");
+            tracing::debug!(%id, %stage, error, "Stage not sent");
         }
     }
 
@@ -308,13 +338,13 @@ impl ExecutorDriver {
             Some(ReplyTarget::Peer { link, lane }) => (link, lane),
             Some(ReplyTarget::Gateway(to)) => {
                 self.pending.remove(&id);
-                // The door may have closed meanwhile.
-                let _gone = to.send(reply);
+                // The gateway's connection may have closed.
+                to.send(reply).ok();
                 return;
             }
         };
         if self.executor.contains(id) {
-            // This was for a copy that is another command; the first goes on.
+            // This reply refuses another command under the same identity; the first one goes on.
             let link = link.clone();
             self.reply_targets.insert(id, ReplyTarget::Peer { link, lane });
         } else {
@@ -326,40 +356,14 @@ impl ExecutorDriver {
             lane: Some(lane),
             ..Header::default()
         };
-        context.reply_in_background(&link, command, reply);
+        context.reply_in_background(&link, &command, &reply);
     }
 }
 
-/// Says how an action ended, also if it fell over.
-struct CompletionGuard {
-    id: CommandId,
-    reply: Option<Reply>,
-    completions: mpsc::Sender<(CommandId, Reply)>,
-}
-
-impl Drop for CompletionGuard {
-    fn drop(&mut self) {
-        let reply = self.reply.take();
-        let reply = reply.unwrap_or_else(|| Reply::failed("the action fell over; the node's log says more"));
-        // There is room for as many as run at once; if nobody listens any more, the daemon has ended.
-        let _ended = self.completions.try_send((self.id, reply));
-    }
-}
-
-/// Has the journal write, in order: what waits while one write is under way goes into the next.
-async fn scribe(
-    journal: Journal,
-    mut to_write: mpsc::Receiver<(WriteId, Vec<Record>)>,
-    written: mpsc::Sender<(Vec<WriteId>, Result<(), String>)>,
-) {
-    let mut batch = Vec::new();
-    while to_write.recv_many(&mut batch, WRITES_MAX).await > 0 {
-        let (tickets, records): (Vec<WriteId>, Vec<Vec<Record>>) = batch.drain(..).unzip();
-        let how = journal.append(records.concat()).await;
-        let how = how.map_err(|fault| fault.to_string());
-        if written.send((tickets, how)).await.is_err() {
-            return;
-        }
+fn finished_event(finished: Result<(CommandId, Reply), JoinError>) -> ExecutorEvent {
+    match finished {
+        Ok((id, reply)) => ExecutorEvent::Finished(id, reply),
+        Err(error) => ExecutorEvent::Panicked(error),
     }
 }
 

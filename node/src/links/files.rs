@@ -115,15 +115,15 @@ pub(super) async fn receive_files(
 fn begin_transfer(context: &CommandContext, link: &PeerLink, frame: Frame, deadline: Option<Instant>) {
     if frame.header.action.as_deref() != Some(FILE_TRANSFER) {
         let reply = Reply::refused("only filetransfer comes on a connection for files");
-        return context.reply_in_background(link, frame.header, reply);
+        return context.reply_in_background(link, &frame.header, &reply);
     }
     if deadline.is_some_and(|deadline| clock::now() >= deadline) {
         let reply = Reply::ended(Outcome::Expired, "too late when it arrived");
-        return context.reply_in_background(link, frame.header, reply);
+        return context.reply_in_background(link, &frame.header, &reply);
     }
     let arguments = match parse_arguments(&frame) {
         Ok(arguments) => arguments,
-        Err(reply) => return context.reply_in_background(link, frame.header, reply),
+        Err(reply) => return context.reply_in_background(link, &frame.header, &reply),
     };
     let id = CommandId {
         issuer: link.id(),

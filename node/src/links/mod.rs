@@ -42,7 +42,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use self::commands::{COMMANDS_MAX, REPLIES_MAX, on_command};
+use self::commands::{COMMANDS_MAX, REPLIES_MAX, ReceivedCommand, on_command};
 use self::executor_driver::ExecutorDriver;
 use self::files::receive_files;
 use self::local_commands::{CommandIds, LocalCommand, LocalCommands, on_local_command};
@@ -264,6 +264,10 @@ impl Task {
             self.driver.on_stop_changed(true, &self.context);
         }
         loop {
+            // The records of a burst of commands become one append.
+            if events.peers.is_empty() {
+                self.driver.flush_writes();
+            }
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return self.drain().await,
@@ -304,12 +308,14 @@ impl Task {
         self.driver.close(&self.context);
         let drained = async {
             while !self.driver.is_idle() {
+                self.driver.flush_writes();
                 let event = self.driver.next_event().await;
                 self.driver.on_event(event, &self.context);
             }
         };
         if tokio::time::timeout(DRAIN_TIMEOUT, drained).await.is_err() {
-            tracing::warn!(max = ?DRAIN_TIMEOUT, "what ran did not end in time; its outcome will be unknown");
+            tracing::warn!(max = ?DRAIN_TIMEOUT, "Running actions outlived shutdown; their outcome will be unknown");
+            self.driver.detach_running();
         }
     }
 
@@ -333,7 +339,7 @@ impl Task {
 
     async fn on_peer_event(&mut self, event: PeerEvent) {
         match event {
-            PeerEvent::Connected { peer, resumed } => self.on_link_up(peer, resumed).await,
+            PeerEvent::Connected { peer, link, resumed } => self.on_connected(peer, link, resumed).await,
             PeerEvent::Silent(_) | PeerEvent::Responsive(_) => {}
             PeerEvent::Disconnected { id, reason: why } => {
                 self.context.stop_handle.remove_station(id).await;
@@ -350,27 +356,25 @@ impl Task {
             PeerEvent::Frame {
                 peer,
                 frame,
+                class,
                 deadline,
                 ..
             } => {
-                if frame.header.kind == Some(Kind::Command) {
-                    let Some(linked) = self.peers.get(&peer.id) else {
-                        return;
-                    };
-                    on_command(
-                        &mut self.driver,
-                        &self.context,
-                        &peer,
-                        &linked.link,
-                        *frame,
+                if frame.header.kind == Some(Kind::Command)
+                    && let Some(linked) = self.peers.get(&peer.id)
+                {
+                    let received = ReceivedCommand {
+                        frame: *frame,
+                        class,
                         deadline,
-                    );
+                    };
+                    on_command(&mut self.driver, &self.context, &peer, &linked.link, received);
                 }
             }
         }
     }
 
-    async fn on_link_up(&mut self, peer: Arc<PeerInfo>, resumed: bool) {
+    async fn on_connected(&mut self, peer: Arc<PeerInfo>, link: PeerLink, resumed: bool) {
         tracing::info!(peer = %peer.name, id = %peer.id.short(), addr = %peer.addr, resumed, "linked");
         let restarted = self
             .instances
@@ -387,9 +391,6 @@ impl Task {
                 .tasks
                 .spawn(async move { store.save_station(listens).await });
         }
-        let Ok(link) = self.context.endpoint.open_session(peer.id).await else {
-            return;
-        };
         if peer.kind == PeerKind::Station {
             send_catalog(&link, &self.context.actions.catalog());
             self.context.stop_handle.add_station(link.clone()).await;

@@ -1,18 +1,22 @@
-//! What a command asks, read; and its answer, on its way back.
+//! The arguments of a command, parsed; and its reply, sent back.
 
 use std::time::Duration;
 
 use serde_json::from_value;
-use swarm_shared::net::peer::PeerLink;
+use swarm_shared::net::peer::{LinkError, PeerLink};
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::outcome::Reply;
 use swarm_shared::proto::session::Outgoing;
 use swarm_shared::proto::wire::encoded::EncodedFrame;
 use swarm_shared::proto::wire::{CONTENT_BYTES_MAX, Frame, Header, WireError};
 
-/// How long a reply waits for room.
+/// How long a reply waits for room in its session.
 pub(super) const REPLY_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// The arguments in a command's content.
+///
+/// # Errors
+/// The reply that refuses the command.
 pub(super) fn parse_arguments(frame: &Frame) -> Result<Arguments, Reply> {
     let unreadable = |error: &dyn std::fmt::Display| {
         Reply::refused(format!(
@@ -23,24 +27,41 @@ pub(super) fn parse_arguments(frame: &Frame) -> Result<Arguments, Reply> {
     from_value(value).map_err(|error| unreadable(&error))
 }
 
-/// Answers, waiting for room: behind a file that is on its way there may be none just now.
+/// Sends a reply, waiting up to [`REPLY_TIMEOUT`] for room: a file on its way may fill the session.
 pub(super) async fn send_reply(link: &PeerLink, command: &Header, reply: &Reply) {
-    let sent = match encode_reply(command, reply) {
-        Ok(outgoing) => match tokio::time::timeout(REPLY_TIMEOUT, link.send(outgoing)).await {
-            Ok(sent) => sent.map_err(|error| error.to_string()),
-            Err(_elapsed) => Err(format!("no room for it within {REPLY_TIMEOUT:?}")),
-        },
-        Err(error) => Err(error.to_string()),
-    };
-    log_lost_reply(link, command, sent);
+    match encode_reply(command, reply) {
+        Ok(outgoing) => send_when_room(link, command, outgoing).await,
+        Err(error) => log_lost_reply(link, command, &error.to_string()),
+    }
 }
 
-/// Answers if there is room at once: where so much comes in that answers must not pile up.
-pub(super) fn try_send_reply(link: &PeerLink, command: &Header, reply: &Reply) {
-    let sent = encode_reply(command, reply)
-        .map_err(|error| error.to_string())
-        .and_then(|outgoing| link.try_send(outgoing).map_err(|error| error.to_string()));
-    log_lost_reply(link, command, sent);
+/// Sends a reply if its session has room at once.
+///
+/// # Errors
+/// The encoded reply, if the session has no room. Any other failure is logged.
+pub(super) fn try_send_reply(link: &PeerLink, command: &Header, reply: &Reply) -> Result<(), Outgoing> {
+    let outgoing = match encode_reply(command, reply) {
+        Ok(outgoing) => outgoing,
+        Err(error) => {
+            log_lost_reply(link, command, &error.to_string());
+            return Ok(());
+        }
+    };
+    match link.try_send(outgoing.clone()) {
+        Err(LinkError::Busy) => return Err(outgoing),
+        Err(error @ LinkError::Closed) => log_lost_reply(link, command, &error.to_string()),
+        Ok(()) => {}
+    }
+    Ok(())
+}
+
+/// Waits up to [`REPLY_TIMEOUT`] for room for an encoded reply.
+pub(super) async fn send_when_room(link: &PeerLink, command: &Header, outgoing: Outgoing) {
+    match tokio::time::timeout(REPLY_TIMEOUT, link.send(outgoing)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => log_lost_reply(link, command, &error.to_string()),
+        Err(_elapsed) => log_lost_reply(link, command, &format!("no room for it within {REPLY_TIMEOUT:?}")),
+    }
 }
 
 fn encode_reply(command: &Header, reply: &Reply) -> Result<Outgoing, WireError> {
@@ -60,8 +81,7 @@ fn encode_reply(command: &Header, reply: &Reply) -> Result<Outgoing, WireError> 
     })
 }
 
-fn log_lost_reply(link: &PeerLink, command: &Header, sent: Result<(), String>) {
-    if let Err(error) = sent {
-        tracing::warn!(peer = %link.id().short(), id = command.id, error, "a reply is lost");
-    }
+/// The station asks again for the reply of a command that acts.
+pub(super) fn log_lost_reply(link: &PeerLink, command: &Header, error: &str) {
+    tracing::warn!(peer = %link.id().short(), id = command.id, error, "Reply not sent");
 }

@@ -1,4 +1,4 @@
-//! The stop at work with a real command and a journal in memory. Nobody is linked: orders come by datagram.
+//! The stop's task with a real command and a journal in memory. No peer is linked: orders come by datagram.
 
 use swarm_shared::net::endpoint;
 use swarm_shared::net::handshake::Identity;
@@ -48,7 +48,7 @@ fn endpoint(root: &mut FleetRoot) -> Endpoint {
 }
 
 impl Fixture {
-    /// Its command notes that it began, and lasts.
+    /// A node whose command appends a line to a file when it begins, and lasts.
     fn new() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let began = dir.path().join("began");
@@ -58,15 +58,15 @@ impl Fixture {
         );
         let mut root = FleetRoot::create(key(3)).expect("a fleet");
         let (file, recovery) = JournalFile::open(MemoryDisk::default());
-        let (journal, ledger) = Journal::start(file, &recovery).expect("a thread");
-        let (quiet, links) = mpsc::channel(1);
+        let (journal, dedup) = Journal::start(file, &recovery).expect("a thread");
+        let (link_sender, links) = mpsc::channel(1);
         let (datagrams, heard) = mpsc::channel(DATAGRAMS_MAX);
         let shutdown = CancellationToken::new();
         let stop_handle = StopHandle::start(Setup {
             endpoint: endpoint(&mut root),
             config: Some(swarm_shared::config::toml::from_str(&command).expect("a command")),
             journal,
-            dedup: ledger,
+            dedup,
             relay: None,
             links,
             datagrams: heard,
@@ -78,7 +78,7 @@ impl Fixture {
             dir,
             root,
             shutdown,
-            _links: quiet,
+            _links: link_sender,
             datagrams,
             stop_handle,
         }
@@ -114,27 +114,29 @@ impl Fixture {
 
 #[tokio::test]
 async fn a_new_stop_after_release_restarts_the_stop_command() {
-    let mut place = Fixture::new();
-    place.send_stop(5).await;
-    place.wait_for_runs(1).await;
-    place.release(5).await;
-    place.send_stop(6).await;
-    place.wait_for_runs(2).await;
-    place.shutdown.cancel();
+    let mut node = Fixture::new();
+    node.send_stop(5).await;
+    node.wait_for_runs(1).await;
+    node.release(5).await;
+    node.send_stop(6).await;
+    node.wait_for_runs(2).await;
+    node.shutdown.cancel();
 }
 
-/// A slow disk has an order written a second time, behind its release.
+/// On a slow disk the record of a stop may be written a second time, behind the one of its release.
 #[tokio::test]
 async fn a_released_stop_does_not_return_after_a_restart() {
-    let (writes, mut to_write) = mpsc::channel(WRITES_MAX);
+    let disk = MemoryDisk::default();
+    let (file, recovery) = JournalFile::open(disk.clone());
+    let (journal, dedup) = Journal::start(file, &recovery).expect("a thread");
     let mut root = FleetRoot::create(key(3)).expect("a fleet");
     let mut task = Task {
         endpoint: endpoint(&mut root),
         config: None,
-        receiver: restored(&DedupTable::default(), false),
+        receiver: restored_receiver(&dedup, false),
         latch: watch::channel(None).0,
         stations: BTreeMap::new(),
-        writes,
+        appends: PendingAppends::new(journal, APPENDS_MAX),
         ended: mpsc::channel(1).0,
         running: None,
         relay: None,
@@ -146,10 +148,12 @@ async fn a_released_stop_does_not_return_after_a_restart() {
         issuer: key(2).public().id(),
         number: 5,
     };
+    let mut dedup = DedupTable::default();
+    dedup.apply(&Write::Stopped(order).record());
+    assert!(dedup.latch().is_some());
     task.on_written(Write::Stopped(order), Ok(()));
-    let mut ledger = DedupTable::default();
-    ledger.apply(&Write::Stopped(order).record());
-    assert!(ledger.latch().is_some());
-    ledger.apply(&to_write.try_recv().expect("written").record());
-    assert_eq!(ledger.latch(), None);
+    let (write, written) = task.appends.next().await;
+    assert_eq!(written, Ok(()));
+    dedup.apply(&write.record());
+    assert_eq!(dedup.latch(), None);
 }

@@ -138,7 +138,7 @@ impl Program {
 
     pub(crate) async fn wait_for_up(&mut self) -> (Arc<PeerInfo>, bool) {
         self.wait_for(|event| {
-            let PeerEvent::Connected { peer, resumed } = event else {
+            let PeerEvent::Connected { peer, resumed, .. } = event else {
                 return None;
             };
             Some((peer, resumed))

@@ -14,16 +14,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use swarm_shared::net::clock;
-use swarm_shared::net::peer::PeerLink;
+use swarm_shared::net::endpoint::EVENTS_MAX;
+use swarm_shared::net::peer::{PeerEvent, PeerInfo, PeerLink};
 use swarm_shared::net::sync::Mutex;
 use swarm_shared::proto::delivery::tracker::{
     CancelResult, Change, DeliveryTarget, DeliveryTracker, Effect, IssueRequest, StoredCommand, WriteId,
 };
-use swarm_shared::proto::delivery::{CommandId, Stage};
-use swarm_shared::proto::id::PeerId;
+use swarm_shared::proto::delivery::{CommandId, Stage, StageMessage};
+use swarm_shared::proto::id::{PeerId, PeerKind};
 use swarm_shared::proto::outcome::Reply;
 use swarm_shared::proto::session::Outgoing;
-use swarm_shared::proto::wire::Lane;
+use swarm_shared::proto::wire::{Frame, Kind, Lane};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -82,24 +83,9 @@ pub(super) enum DeliveryCommand {
         reason: String,
         reply: oneshot::Sender<Cancelled>,
     },
-    Connected {
-        link: PeerLink,
-        resumed: bool,
-    },
-    Disconnected(PeerId),
     /// There is a withdrawal.
     ApplyWithdrawals,
     Revoked(PeerId),
-    Stage {
-        from: PeerId,
-        id: CommandId,
-        stage: Stage,
-    },
-    Reply {
-        from: PeerId,
-        id: CommandId,
-        reply: Reply,
-    },
 }
 
 /// What waits for these nodes is not to be sent.
@@ -128,6 +114,7 @@ pub(super) struct Cancelled {
 #[derive(Clone, Debug)]
 pub(super) struct DeliveryHandle {
     commands: mpsc::Sender<DeliveryCommand>,
+    link_events: mpsc::Sender<PeerEvent>,
     withdrawals: Withdrawals,
 }
 
@@ -135,6 +122,7 @@ pub(super) struct DeliveryHandle {
 #[derive(Debug)]
 pub(super) struct DeliveryInbox {
     commands: mpsc::Receiver<DeliveryCommand>,
+    link_events: mpsc::Receiver<PeerEvent>,
     withdrawals: Withdrawals,
 }
 
@@ -168,6 +156,11 @@ impl DeliveryHandle {
         count
     }
 
+    /// Where the links put their stages and replies, and that they come and go.
+    pub(super) fn link_events(&self) -> mpsc::Sender<PeerEvent> {
+        self.link_events.clone()
+    }
+
     /// Says something to the book.
     pub(super) async fn send(&self, command: DeliveryCommand) {
         if self.commands.send(command).await.is_err() {
@@ -196,6 +189,7 @@ impl DeliveryHandle {
 enum Wakeup {
     Written(Result<Vec<u64>, StoreError>),
     Command(DeliveryCommand),
+    Link(PeerEvent),
     Timeout,
 }
 
@@ -262,13 +256,16 @@ impl DeliveryTask {
     /// The handle, and what it says.
     pub(super) fn channel() -> (DeliveryHandle, DeliveryInbox) {
         let (commands, receiver) = mpsc::channel(COMMAND_QUEUE_MAX);
+        let (link_sender, link_events) = mpsc::channel(EVENTS_MAX);
         let withdrawals = Withdrawals::default();
         let handle = DeliveryHandle {
             commands,
+            link_events: link_sender,
             withdrawals: Arc::clone(&withdrawals),
         };
         let inbox = DeliveryInbox {
             commands: receiver,
+            link_events,
             withdrawals,
         };
         (handle, inbox)
@@ -284,12 +281,14 @@ impl DeliveryTask {
                 () = shutdown.cancelled() => break,
                 done = wait_written(&mut self.pending_write) => Wakeup::Written(done),
                 Some(word) = inbox.commands.recv() => Wakeup::Command(word),
+                Some(event) = inbox.link_events.recv() => Wakeup::Link(event),
                 () = wait_until(due) => Wakeup::Timeout,
             };
             self.apply_withdrawals(&inbox.withdrawals);
             match next {
                 Wakeup::Written(done) => self.on_written(done),
                 Wakeup::Command(word) => self.on_command(word),
+                Wakeup::Link(event) => self.on_link_event(event),
                 Wakeup::Timeout => self.tracker.handle_timeout(clock::now()),
             }
         }
@@ -340,23 +339,49 @@ impl DeliveryTask {
             }
             DeliveryCommand::Withhold { id, reason } => self.tracker.cancel_deferred(id, &reason),
             DeliveryCommand::Cancel { id, reason, reply } => self.cancel(id, &reason, reply, now),
-            DeliveryCommand::Connected { link, resumed } => {
-                let id = link.id();
-                self.links.insert(id, link);
-                self.tracker.on_connected(id, resumed, now);
-            }
-            DeliveryCommand::Disconnected(id) => {
-                self.links.remove(&id);
-                self.tracker.on_disconnected(id);
-            }
             // Before every word.
             DeliveryCommand::ApplyWithdrawals => {}
             DeliveryCommand::Revoked(id) => {
                 self.links.remove(&id);
                 self.tracker.on_revoked(id, now);
             }
-            DeliveryCommand::Stage { from, id, stage } => self.tracker.on_stage(from, id, stage, now),
-            DeliveryCommand::Reply { from, id, reply } => self.tracker.on_reply(from, id, reply, now),
+        }
+    }
+
+    fn on_link_event(&mut self, event: PeerEvent) {
+        match event {
+            PeerEvent::Connected { peer, link, resumed } if peer.kind == PeerKind::Node => {
+                self.links.insert(peer.id, link);
+                self.tracker.on_connected(peer.id, resumed, clock::now());
+            }
+            PeerEvent::Disconnected { id, .. } => {
+                self.links.remove(&id);
+                self.tracker.on_disconnected(id);
+            }
+            PeerEvent::Frame { peer, frame, .. } => self.on_frame(&peer, &frame),
+            PeerEvent::Connected { .. }
+            | PeerEvent::Silent(_)
+            | PeerEvent::Responsive(_)
+            | PeerEvent::BulkOpened { .. } => {}
+        }
+    }
+
+    fn on_frame(&mut self, peer: &PeerInfo, frame: &Frame) {
+        let (from, now) = (peer.id, clock::now());
+        let Some(id) = CommandId::from_header(self.issuer, &frame.header) else {
+            return tracing::debug!(peer = %peer.name, kind = ?frame.header.kind, "Frame without a command's identity ignored");
+        };
+        let handled = if frame.header.kind == Some(Kind::Stage) {
+            frame
+                .parse_content::<StageMessage>()
+                .map(|message| self.tracker.on_stage(from, id, message.stage, now))
+        } else {
+            frame
+                .parse_content::<Reply>()
+                .map(|reply| self.tracker.on_reply(from, id, reply, now))
+        };
+        if let Err(error) = handled {
+            tracing::warn!(peer = %peer.name, %id, %error, "Frame of a delivery is unreadable");
         }
     }
 

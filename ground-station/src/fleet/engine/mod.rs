@@ -50,11 +50,9 @@ use swarm_shared::net::identity::{self, IdentityError, KeyFile};
 use swarm_shared::net::peer::PeerEvent;
 use swarm_shared::net::random::NoRandomness;
 use swarm_shared::net::socket::{KeepaliveConfig, KeepaliveError, SocketError};
-use swarm_shared::proto::delivery::{CommandId, StageMessage};
 use swarm_shared::proto::discovery::address_book::{Hint, Source};
 use swarm_shared::proto::id::{NodeName, PeerId, PeerKind};
 use swarm_shared::proto::message::StopStatus;
-use swarm_shared::proto::outcome::Reply;
 use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::session::Timing;
 use swarm_shared::proto::trust::Membership;
@@ -200,9 +198,13 @@ impl Engine {
             membership: membership.clone(),
             joins: Some(joins.clone()),
         };
-        let (endpoint, events) = match Endpoint::start(listening(config.listen), Arc::clone(&identity)) {
+        let (deliveries, delivery_inbox) = delivery_task::DeliveryTask::channel();
+        let start = |listen| {
+            Endpoint::start_routed(listening(listen), Arc::clone(&identity), Some(deliveries.link_events()))
+        };
+        let (endpoint, events) = match start(config.listen) {
             Err(StartError::Socket(SocketError::PortInUse(_))) if mode != Mode::Daemon => {
-                Endpoint::start(listening(SocketAddr::new(config.listen.ip(), 0)), identity)?
+                start(SocketAddr::new(config.listen.ip(), 0))?
             }
             started => started?,
         };
@@ -219,14 +221,12 @@ impl Engine {
         let (fleet, requests) = Fleet::local();
         let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
         let next_id = Arc::new(AtomicU64::new(1));
-        let (deliveries, delivery_inbox) = delivery_task::DeliveryTask::channel();
         let delivery_task =
             delivery_task::DeliveryTask::open(store.clone(), own_id, Arc::clone(&next_id)).await?;
         tasks.spawn(delivery_task.run(delivery_inbox, shutdown.clone()));
         let engine_store = store.clone();
         let gateway_peers = GatewayPeers::default();
         let task = EngineTask {
-            own_id,
             shared: SharedContext {
                 endpoint: endpoint.clone(),
                 next_id,
@@ -356,7 +356,6 @@ struct NodesQuery {
 }
 
 struct EngineTask {
-    own_id: PeerId,
     shared: SharedContext,
     store: Store,
     registry: SharedNodeRegistry,
@@ -435,7 +434,7 @@ impl EngineTask {
 
     async fn on_peer_event(&mut self, event: PeerEvent, checks: &mpsc::Sender<registry::SelfCheckResult>) {
         let changed = match event {
-            PeerEvent::Connected { peer, resumed } => {
+            PeerEvent::Connected { peer, .. } => {
                 tracing::info!(peer = %peer.name, id = %peer.id.short(), addr = %peer.addr, "linked");
                 let namesakes = self.registry.lock().same_name_nodes(peer.id);
                 let mut link = self.registry.lock().on_connected(&peer);
@@ -447,11 +446,6 @@ impl EngineTask {
                 if let Some(link) = link
                     && peer.kind == PeerKind::Node
                 {
-                    let up = delivery_task::DeliveryCommand::Connected {
-                        link: link.clone(),
-                        resumed,
-                    };
-                    self.shared.deliveries.send(up).await;
                     stop::on_linked(&self.shared, &link);
                     self.tasks
                         .spawn(query::self_check(self.shared.clone(), link, checks.clone()));
@@ -473,10 +467,6 @@ impl EngineTask {
             PeerEvent::Disconnected { id, reason: why } => {
                 tracing::info!(peer = %self.registry.lock().display_name(id), why, "link lost");
                 self.registry.lock().on_disconnected(id);
-                self.shared
-                    .deliveries
-                    .send(delivery_task::DeliveryCommand::Disconnected(id))
-                    .await;
                 id
             }
             PeerEvent::BulkOpened { events, .. } => {
@@ -502,39 +492,22 @@ impl EngineTask {
                 peer.id
             }
             PeerEvent::Frame { peer, frame, .. } => {
-                self.on_frame(peer.id, &frame).await;
+                self.on_frame(peer.id, &frame);
                 return;
             }
         };
         self.watchers.notify(&self.registry.lock(), changed);
     }
 
-    /// Word of a node on what it was asked to do, or on what it can do.
-    async fn on_frame(&mut self, from: PeerId, frame: &Frame) {
-        let id = CommandId::from_header(self.own_id, &frame.header);
-        let word = match (frame.header.kind, id) {
-            (Some(Kind::Stage), Some(id)) => frame.parse_content::<StageMessage>().map(|message| {
-                let stage = message.stage;
-                delivery_task::DeliveryCommand::Stage { from, id, stage }
-            }),
-            (Some(Kind::Reply), Some(id)) => frame
-                .parse_content::<Reply>()
-                .map(|reply| delivery_task::DeliveryCommand::Reply { from, id, reply }),
-            (Some(Kind::Offer), _) => {
-                match frame.parse_content() {
-                    Ok(offer) => self.registry.lock().set_action_catalog(from, offer),
-                    Err(error) => tracing::debug!(peer = %from.short(), %error, "unreadable offer"),
-                }
-                return;
-            }
-            (kind, _) => {
-                tracing::debug!(peer = %from.short(), ?kind, "frame not asked for");
-                return;
-            }
-        };
-        match word {
-            Ok(word) => self.shared.deliveries.send(word).await,
-            Err(error) => tracing::warn!(peer = %from.short(), %error, "unreadable word of a delivery"),
+    /// A node has sent the list of its actions. Stages and replies go to the delivery task.
+    fn on_frame(&mut self, from: PeerId, frame: &Frame) {
+        if frame.header.kind != Some(Kind::Offer) {
+            let kind = frame.header.kind;
+            return tracing::debug!(peer = %from.short(), ?kind, "Unexpected frame ignored");
+        }
+        match frame.parse_content() {
+            Ok(catalog) => self.registry.lock().set_action_catalog(from, catalog),
+            Err(error) => tracing::debug!(peer = %from.short(), %error, "List of actions is unreadable"),
         }
     }
 

@@ -1,4 +1,4 @@
-//! The desk with real programs and a journal in memory. Nobody is linked: what was answered is asked of the journal.
+//! The executor with real programs and a journal in memory. No peer is linked: the journal shows the replies.
 
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -53,13 +53,13 @@ fn journal(disk: &MemoryDisk) -> (Journal, DedupTable) {
     Journal::start(file, &recovery).expect("a thread")
 }
 
-/// What the node would know after a power cut now.
-fn ledger(disk: &MemoryDisk) -> DedupTable {
+/// What the journal would hold after a power cut now.
+fn dedup_table(disk: &MemoryDisk) -> DedupTable {
     journal(&disk.restarted(Loss::All, 0)).1
 }
 
 fn outcome(disk: &MemoryDisk, seq: u64, action: &str, content: &[u8]) -> Option<Reply> {
-    match ledger(disk).lookup(id(seq), digest(action, content)) {
+    match dedup_table(disk).lookup(id(seq), digest(action, content)) {
         DedupResult::Ended(reply) => Some(reply.to_reply()),
         DedupResult::New
         | DedupResult::Begun { .. }
@@ -73,7 +73,7 @@ impl Fixture {
     async fn new() -> Self {
         let node = TestNode::new(FILE);
         let disk = MemoryDisk::default();
-        let (journal, ledger) = journal(&disk);
+        let (journal, dedup) = journal(&disk);
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
         let roots = swarm_shared::net::roots::Roots::new(BTreeMap::new());
         let context = CommandContext {
@@ -93,7 +93,7 @@ impl Fixture {
             .expect("running");
         Self {
             link,
-            driver: ExecutorDriver::new(node.actions.clone(), journal, ledger, tasks),
+            driver: ExecutorDriver::new(node.actions.clone(), journal, dedup, tasks),
             node,
             context,
             disk,
@@ -101,7 +101,7 @@ impl Fixture {
         }
     }
 
-    /// The content of its frame.
+    /// Hands in a command; returns the content of its frame.
     fn send(&mut self, seq: u64, action: &str, kwargs: &serde_json::Value) -> Vec<u8> {
         let arguments = json!({ "args": [], "kwargs": kwargs });
         let content = arguments.to_string().into_bytes();
@@ -118,14 +118,15 @@ impl Fixture {
         content
     }
 
-    /// Takes words until that is so.
+    /// Handles events until the condition holds.
     async fn wait_until(&mut self, what: &str, so: impl Fn(&Self) -> bool) {
         let reached = async {
             while !so(self) {
-                // What a program does shows without a word.
-                let word = tokio::time::timeout(Duration::from_millis(20), self.driver.next_event()).await;
-                if let Ok(word) = word {
-                    self.on_event(word);
+                self.driver.flush_writes();
+                // What a program does to a file causes no event.
+                let event = tokio::time::timeout(Duration::from_millis(20), self.driver.next_event()).await;
+                if let Ok(event) = event {
+                    self.on_event(event);
                 }
             }
         };
@@ -133,8 +134,8 @@ impl Fixture {
         in_time.unwrap_or_else(|_late| panic!("in time: {what}"));
     }
 
-    fn on_event(&mut self, word: ExecutorEvent) {
-        self.driver.on_event(word, &self.context);
+    fn on_event(&mut self, event: ExecutorEvent) {
+        self.driver.on_event(event, &self.context);
     }
 
     fn file(&self, name: &str) -> String {
@@ -154,110 +155,111 @@ fn is_alive(pid: &str) -> bool {
 
 #[tokio::test]
 async fn start_and_outcome_are_journaled_before_they_take_effect() {
-    let mut counter = Fixture::new().await;
-    let kwargs = json!({"what": "x", "file": counter.file("marks")});
-    let content = counter.send(1, "mark", &kwargs);
-    counter.send(1, "mark", &kwargs);
-    counter
-        .wait_until("it ends", |counter| !counter.driver.executor.contains(id(1)))
+    let mut fixture = Fixture::new().await;
+    let kwargs = json!({"what": "x", "file": fixture.file("marks")});
+    let content = fixture.send(1, "mark", &kwargs);
+    fixture.send(1, "mark", &kwargs);
+    fixture
+        .wait_until("it ends", |fixture| !fixture.driver.executor.contains(id(1)))
         .await;
-    counter.send(1, "mark", &kwargs);
-    let reply = outcome(&counter.disk, 1, "mark", &content).expect("it is written");
+    fixture.send(1, "mark", &kwargs);
+    let reply = outcome(&fixture.disk, 1, "mark", &content).expect("it is written");
     assert_eq!(reply.state, Outcome::Done, "{reply:?}");
-    assert_eq!(counter.text("marks"), "x\n");
+    assert_eq!(fixture.text("marks"), "x\n");
     assert!(
-        counter.driver.is_idle()
-            && counter.driver.pending.is_empty()
-            && counter.driver.reply_targets.is_empty()
+        fixture.driver.is_idle()
+            && fixture.driver.pending.is_empty()
+            && fixture.driver.reply_targets.is_empty()
     );
 }
 
 #[tokio::test]
 async fn emergency_stop_kills_the_process_group() {
-    let mut counter = Fixture::new().await;
-    let kwargs = json!({"file": counter.file("pid")});
-    let content = counter.send(1, "hold", &kwargs);
-    counter
-        .wait_until("it runs", |counter| counter.text("pid").ends_with('\n'))
+    let mut fixture = Fixture::new().await;
+    let kwargs = json!({"file": fixture.file("pid")});
+    let content = fixture.send(1, "hold", &kwargs);
+    fixture
+        .wait_until("it runs", |fixture| fixture.text("pid").ends_with('\n'))
         .await;
-    assert!(is_alive(&counter.text("pid")));
-    counter.driver.executor.on_stop(clock::now());
-    counter.on_event(ExecutorEvent::Timeout);
-    counter
-        .wait_until("it ends", |counter| !counter.driver.executor.contains(id(1)))
+    assert!(is_alive(&fixture.text("pid")));
+    fixture.driver.executor.on_stop(clock::now());
+    fixture.on_event(ExecutorEvent::Timeout);
+    fixture
+        .wait_until("it ends", |fixture| !fixture.driver.executor.contains(id(1)))
         .await;
-    let reply = outcome(&counter.disk, 1, "hold", &content).expect("it is written");
+    let reply = outcome(&fixture.disk, 1, "hold", &content).expect("it is written");
     assert_eq!(reply.state, Outcome::Failed);
     assert_eq!(
         reply.error.as_deref(),
         Some("emergency stop: it was killed before it ended")
     );
-    counter
-        .wait_until("its child dies", |counter| !is_alive(&counter.text("pid")))
+    fixture
+        .wait_until("its child dies", |fixture| !is_alive(&fixture.text("pid")))
         .await;
 }
 
 #[tokio::test]
 async fn shutdown_journals_the_outcome_of_running_actions() {
-    let mut counter = Fixture::new().await;
-    let kwargs = json!({"file": counter.file("pid")});
-    let content = counter.send(1, "hold", &kwargs);
-    counter
-        .wait_until("it runs", |counter| counter.text("pid").ends_with('\n'))
+    let mut fixture = Fixture::new().await;
+    let kwargs = json!({"file": fixture.file("pid")});
+    let content = fixture.send(1, "hold", &kwargs);
+    fixture
+        .wait_until("it runs", |fixture| fixture.text("pid").ends_with('\n'))
         .await;
-    counter.shutdown.cancel();
-    counter.driver.executor.shut_down(clock::now());
-    counter
-        .wait_until("it is idle", |counter| counter.driver.is_idle())
+    fixture.shutdown.cancel();
+    fixture.driver.executor.shut_down(clock::now());
+    fixture
+        .wait_until("it is idle", |fixture| fixture.driver.is_idle())
         .await;
-    let reply = outcome(&counter.disk, 1, "hold", &content).expect("it is written");
+    let reply = outcome(&fixture.disk, 1, "hold", &content).expect("it is written");
     let why = reply.error.unwrap_or_default();
     assert!(why.contains("shutting down"), "{why}");
 }
 
 #[tokio::test]
 async fn a_full_disk_refuses_commands_until_it_recovers() {
-    let mut counter = Fixture::new().await;
-    let kwargs = json!({"what": "x", "file": counter.file("marks")});
-    counter
+    let mut fixture = Fixture::new().await;
+    let kwargs = json!({"what": "x", "file": fixture.file("marks")});
+    fixture
         .disk
-        .fail_at(counter.disk.calls(), Failure::Error(ErrorKind::StorageFull));
-    let content = counter.send(1, "mark", &kwargs);
-    counter
-        .wait_until("it ends", |counter| !counter.driver.executor.contains(id(1)))
+        .fail_at(fixture.disk.calls(), Failure::Error(ErrorKind::StorageFull));
+    let content = fixture.send(1, "mark", &kwargs);
+    fixture
+        .wait_until("it ends", |fixture| !fixture.driver.executor.contains(id(1)))
         .await;
-    counter
-        .wait_until("it recovers, and says what it refused", |counter| {
-            outcome(&counter.disk, 1, "mark", &content).is_some()
+    fixture
+        .wait_until("it recovers, and says what it refused", |fixture| {
+            outcome(&fixture.disk, 1, "mark", &content).is_some()
         })
         .await;
-    let reply = outcome(&counter.disk, 1, "mark", &content).expect("it is written");
+    let reply = outcome(&fixture.disk, 1, "mark", &content).expect("it is written");
     assert_eq!(reply.state, Outcome::Refused);
     let why = reply.error.unwrap_or_default();
     assert!(
         why.starts_with("the node's journal cannot be written") && why.contains("free some space"),
         "{why}"
     );
-    assert_eq!(counter.text("marks"), "");
-    counter.send(2, "mark", &kwargs);
-    counter
-        .wait_until("the next one runs", |counter| counter.text("marks") == "x\n")
+    assert_eq!(fixture.text("marks"), "");
+    fixture.send(2, "mark", &kwargs);
+    fixture
+        .wait_until("the next one runs", |fixture| fixture.text("marks") == "x\n")
         .await;
 }
 
 #[tokio::test]
 async fn a_panicking_action_is_reported_as_failed() {
-    let (completions, mut told) = mpsc::channel(1);
-    let end = CompletionGuard {
-        id: id(1),
-        reply: None,
-        completions,
-    };
-    let fallen = tokio::spawn(async move {
-        let _end = end;
-        panic!("on purpose");
-    });
-    assert!(fallen.await.is_err());
-    let (whose, reply) = told.recv().await.expect("told");
-    assert_eq!((whose, reply.state), (id(1), Outcome::Failed));
+    let mut fixture = Fixture::new().await;
+    let kwargs = json!({"file": fixture.file("pid")});
+    let content = fixture.send(1, "hold", &kwargs);
+    fixture
+        .wait_until("it runs", |fixture| fixture.text("pid").ends_with('\n'))
+        .await;
+    let panicked = fixture.driver.action_tasks.spawn(async { panic!("on purpose") });
+    fixture.driver.running.get_mut(&id(1)).expect("it runs").task = panicked.id();
+    fixture
+        .wait_until("it ends", |fixture| !fixture.driver.executor.contains(id(1)))
+        .await;
+    let reply = outcome(&fixture.disk, 1, "hold", &content).expect("it is written");
+    assert_eq!(reply.state, Outcome::Failed);
+    assert!(reply.error.is_some_and(|error| error.contains("panicked")));
 }

@@ -222,6 +222,20 @@ impl Endpoint {
     /// # Errors
     /// [`StartError`], which says what to change.
     pub fn start(config: Config, identity: Arc<Identity>) -> Result<(Self, Events), StartError> {
+        Self::start_routed(config, identity, None)
+    }
+
+    /// [`Self::start`] with a channel of its own for what concerns deliveries: stages and replies that no request waits
+    /// for, together with [`PeerEvent::Connected`] and [`PeerEvent::Disconnected`], in the order of each link. The
+    /// latter two go to [`Events::peers`] as well. A full channel holds back the peers.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_routed(
+        config: Config,
+        identity: Arc<Identity>,
+        deliveries: Option<mpsc::Sender<PeerEvent>>,
+    ) -> Result<(Self, Events), StartError> {
         let listener = socket::listen(config.listen)?;
         let listen_addr = listener.local_addr().map_err(StartError::Address)?;
         let profile = Profile {
@@ -246,6 +260,7 @@ impl Endpoint {
                 joins: config.joins,
                 commands: commands_receiver,
                 events,
+                deliveries,
                 stops,
                 notices: notices_sender,
                 shutdown: shutdown.clone(),

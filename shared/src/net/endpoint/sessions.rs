@@ -84,6 +84,10 @@ impl EndpointTask {
             instance: self.parts.local.identity.instance,
             timing: self.parts.timing,
             events,
+            deliveries: match channel {
+                Channel::Control | Channel::Join => self.parts.deliveries.clone(),
+                Channel::Bulk => None,
+            },
             stops: self.parts.stops.clone(),
             link_events: self.link_events.clone(),
             shutdown,

@@ -42,6 +42,7 @@ pub(super) struct Parts {
     pub(super) joins: Option<mpsc::Sender<JoinRequest>>,
     pub(super) commands: mpsc::Receiver<EndpointCommand>,
     pub(super) events: mpsc::Sender<PeerEvent>,
+    pub(super) deliveries: Option<mpsc::Sender<PeerEvent>>,
     pub(super) stops: mpsc::Sender<StopReceived>,
     pub(super) notices: mpsc::Sender<Notice>,
     pub(super) shutdown: CancellationToken,

@@ -67,8 +67,11 @@ pub enum JournalFault {
         "the file `journal` in the state directory cannot be read: {0}; repair the disk, or move the file away, and restart"
     )]
     Unreadable(String),
-    /// The program is stopping.
-    #[error("the journal is closed: the node is stopping")]
+    /// Too many records wait for the disk.
+    #[error("busy: too many records wait for the journal; try again")]
+    Busy,
+    /// The program is shutting down.
+    #[error("the journal is closed: the node is shutting down")]
     Closed,
 }
 

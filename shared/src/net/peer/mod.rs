@@ -23,6 +23,7 @@ use crate::proto::id::{Instance, NodeName, PeerId, PeerKind, PublicKey};
 use crate::proto::message::{Channel, Refused};
 use crate::proto::session::{ExpectedReply, Outgoing};
 use crate::proto::trust::Role;
+use crate::proto::trust::gate::ActionClass;
 use crate::proto::wire::{Frame, Lane};
 
 pub(crate) use task::{TaskParts, spawn};
@@ -295,9 +296,11 @@ fn expected_reply(request: Request) -> ExpectedReply<RequestToken> {
 pub enum PeerEvent {
     /// Frames flow.
     Connected {
-        /// Who it is.
+        /// The peer, as its hello and its grant describe it.
         peer: Arc<PeerInfo>,
-        /// Whether the session went on from the link before.
+        /// The handle of its control session; the same one after every reconnect.
+        link: PeerLink,
+        /// True if the session continues the one of the link before: then no message was lost in between.
         resumed: bool,
     },
     /// It has not been heard for two heartbeats.
@@ -329,6 +332,9 @@ pub enum PeerEvent {
         channel: Channel,
         /// The frame.
         frame: Box<Frame>,
+        /// Of a command, its class, by which its sender's role was judged; `None` if its arguments are unreadable, and
+        /// of other frames.
+        class: Option<ActionClass>,
         /// When it is too late to act on it, on [`clock::now`](super::clock::now).
         deadline: Option<Instant>,
     },

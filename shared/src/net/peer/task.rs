@@ -27,7 +27,7 @@ use crate::proto::outcome::Reply;
 use crate::proto::session::outbox::OutboxLimits;
 use crate::proto::session::{Event as SessionEvent, LinkFault, Outgoing, RequestEnd, Session, Timing};
 use crate::proto::trust::Role;
-use crate::proto::trust::gate::{Permission, classify, permit};
+use crate::proto::trust::gate::{ActionClass, Permission, classify, permit};
 use crate::proto::wire::encoded::EncodedFrame;
 use crate::proto::wire::{Frame, Kind, Lane, WireError};
 
@@ -69,7 +69,9 @@ pub(crate) struct TaskParts {
     pub(crate) timing: Timing,
     /// For the application.
     pub(crate) events: mpsc::Sender<PeerEvent>,
-    /// For the application, past all that waits in `events`.
+    /// For the application's delivery task; see [`Endpoint::start_routed`](crate::net::endpoint::Endpoint::start_routed).
+    pub(crate) deliveries: Option<mpsc::Sender<PeerEvent>>,
+    /// For the application, ahead of everything that is queued in `events`.
     pub(crate) stops: mpsc::Sender<StopReceived>,
     /// For the endpoint.
     pub(crate) link_events: mpsc::Sender<LinkEvent>,
@@ -77,8 +79,17 @@ pub(crate) struct TaskParts {
     pub(crate) tasks: TaskTracker,
 }
 
+/// The channel that an event goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Route {
+    Application,
+    Deliveries,
+}
+
 struct PeerTask {
     id: PeerId,
+    /// The handle of this session, which every `Connected` carries.
+    handle: PeerLink,
     channel: Channel,
     session: Session<RequestToken>,
     link: Option<ActiveLink>,
@@ -86,9 +97,10 @@ struct PeerTask {
     emergency: mpsc::Receiver<SessionMessage>,
     commands: mpsc::Receiver<LinkCommand>,
     events: mpsc::Sender<PeerEvent>,
+    deliveries: Option<mpsc::Sender<PeerEvent>>,
     stops: mpsc::Sender<StopReceived>,
-    /// Events that the application has not taken yet; nothing is read while there are any.
-    pending_events: VecDeque<PeerEvent>,
+    /// Events that found their channel full, in their order; nothing is read while there are any.
+    pending_events: VecDeque<(Route, PeerEvent)>,
     link_events: mpsc::Sender<LinkEvent>,
     /// Empty; kept so that not every frame needs an allocation.
     event_buffer: Vec<SessionEvent<RequestToken>>,
@@ -118,6 +130,7 @@ pub(crate) fn spawn(parts: TaskParts) -> Result<SessionHandle, WireError> {
         instance,
         timing,
         events,
+        deliveries,
         stops,
         link_events,
         shutdown,
@@ -135,8 +148,16 @@ pub(crate) fn spawn(parts: TaskParts) -> Result<SessionHandle, WireError> {
     let tracker = tasks.clone();
     let last_heard = LastHeard::new(now);
     let chunk_bytes = ChunkBytes::new(session.chunk_bytes());
+    let link = PeerLink {
+        id,
+        messages: message_sender,
+        last_heard: Arc::clone(&last_heard),
+        emergency: emergency_sender,
+        chunk_bytes: chunk_bytes.clone(),
+    };
     let task = PeerTask {
         id,
+        handle: link.clone(),
         channel,
         session,
         link: None,
@@ -144,25 +165,20 @@ pub(crate) fn spawn(parts: TaskParts) -> Result<SessionHandle, WireError> {
         emergency,
         commands,
         events,
+        deliveries,
         stops,
         pending_events: VecDeque::new(),
         link_events,
         event_buffer: Vec::new(),
-        last_heard: Arc::clone(&last_heard),
-        chunk_bytes: chunk_bytes.clone(),
+        last_heard,
+        chunk_bytes,
         last_active: now,
         shutdown,
         tasks,
     };
     tracker.spawn(task.run());
     Ok(SessionHandle {
-        link: PeerLink {
-            id,
-            messages: message_sender,
-            last_heard,
-            emergency: emergency_sender,
-            chunk_bytes,
-        },
+        link,
         commands: command_sender,
     })
 }
@@ -217,9 +233,9 @@ impl PeerTask {
             }
         }
         self.forward_events().await;
-        for event in self.pending_events.drain(..) {
-            if self.events.try_send(event).is_err() {
-                tracing::debug!(peer = %self.id.short(), "the application has not taken the last events");
+        for (route, event) in std::mem::take(&mut self.pending_events) {
+            if self.sender(route).try_send(event).is_err() {
+                tracing::debug!(peer = %self.id.short(), "Last events were not taken by the application");
                 break;
             }
         }
@@ -235,14 +251,19 @@ impl PeerTask {
         let can_read = self.pending_events.is_empty();
         timer.set(self.next_timeout());
         let conn = self.link.as_mut().map(|linked| &mut linked.conn);
+        let full = match (self.pending_events.front(), &self.deliveries) {
+            (Some((Route::Deliveries, _)), Some(deliveries)) => deliveries,
+            _ => &self.events,
+        };
         tokio::select! {
             biased;
             () = shutdown => Wakeup::Shutdown,
             // The endpoint holds the senders for as long as the session is to live, and says when it ends.
             Some(link) = self.commands.recv() => Wakeup::Command(link),
             Some(message) = self.emergency.recv(), if can_queue_emergency => Wakeup::Message(message),
-            permit = self.events.reserve(), if !can_read => {
-                if let (Ok(permit), Some(event)) = (permit, self.pending_events.pop_front()) {
+            // A closed channel drops the event: its reader has ended.
+            permit = full.reserve(), if !can_read => {
+                if let (Some((_, event)), Ok(permit)) = (self.pending_events.pop_front(), permit) {
                     permit.send(event);
                 }
                 Wakeup::EventDelivered
@@ -416,7 +437,11 @@ impl PeerTask {
                     let Some(linked) = &mut self.link else { continue };
                     linked.announced = true;
                     let peer = Arc::clone(&linked.info);
-                    self.notify_application(PeerEvent::Connected { peer, resumed });
+                    self.notify_both(|link| PeerEvent::Connected {
+                        peer: Arc::clone(&peer),
+                        link: link.clone(),
+                        resumed,
+                    });
                     self.notify_endpoint(LinkEvent::Opened {
                         id: self.id,
                         channel: self.channel,
@@ -434,9 +459,11 @@ impl PeerTask {
     async fn forward_frame(&mut self, frame: Box<Frame>, deadline: Option<Instant>) {
         let Some(linked) = &self.link else { return };
         let peer = Arc::clone(&linked.info);
-        if let Err(refused) = check_permission(peer.role, &frame) {
-            self.refuse_frame(&frame, &refused);
-        } else if frame.header.kind == Some(Kind::Stop) {
+        let class = match check_permission(peer.role, &frame) {
+            Ok(class) => class,
+            Err(refused) => return self.refuse_frame(&frame, &refused),
+        };
+        if frame.header.kind == Some(Kind::Stop) {
             let stop = StopReceived {
                 peer: peer.id,
                 order: frame.content,
@@ -448,21 +475,47 @@ impl PeerTask {
         } else if let Some(Kind::Roster | Kind::FleetState | Kind::OpenBulk) = frame.header.kind {
             self.notify_endpoint(LinkEvent::Frame { peer, frame }).await;
         } else {
-            self.notify_application(PeerEvent::Frame {
+            let route = match frame.header.kind {
+                Some(Kind::Stage | Kind::Reply) if self.deliveries.is_some() => Route::Deliveries,
+                _ => Route::Application,
+            };
+            let channel = self.channel;
+            let event = PeerEvent::Frame {
                 peer,
-                channel: self.channel,
+                channel,
                 frame,
+                class,
                 deadline,
-            });
+            };
+            self.notify(route, event);
+        }
+    }
+
+    fn sender(&self, route: Route) -> &mpsc::Sender<PeerEvent> {
+        match (route, &self.deliveries) {
+            (Route::Deliveries, Some(deliveries)) => deliveries,
+            (Route::Deliveries | Route::Application, _) => &self.events,
+        }
+    }
+
+    fn notify(&mut self, route: Route, event: PeerEvent) {
+        if !self.pending_events.is_empty() {
+            self.pending_events.push_back((route, event));
+        } else if let Err(mpsc::error::TrySendError::Full(event)) = self.sender(route).try_send(event) {
+            self.pending_events.push_back((route, event));
         }
     }
 
     fn notify_application(&mut self, event: PeerEvent) {
-        if !self.pending_events.is_empty() {
-            self.pending_events.push_back(event);
-        } else if let Err(mpsc::error::TrySendError::Full(event)) = self.events.try_send(event) {
-            self.pending_events.push_back(event);
+        self.notify(Route::Application, event);
+    }
+
+    /// Reports what concerns the link itself: both channels keep it in order with their frames.
+    fn notify_both(&mut self, event: impl Fn(&PeerLink) -> PeerEvent) {
+        if self.deliveries.is_some() {
+            self.notify(Route::Deliveries, event(&self.handle));
         }
+        self.notify(Route::Application, event(&self.handle));
     }
 
     async fn notify_endpoint(&mut self, event: LinkEvent) {
@@ -544,8 +597,9 @@ impl PeerTask {
     ) {
         tracing::debug!(peer = %info.name, channel = ?self.channel, reason, "link closed");
         if announced {
-            self.notify_application(PeerEvent::Disconnected {
-                id: self.id,
+            let id = self.id;
+            self.notify_both(|_link| PeerEvent::Disconnected {
+                id,
                 reason: reason.to_owned(),
             });
         }
@@ -561,8 +615,9 @@ impl PeerTask {
     }
 }
 
-/// Whether a peer with this role may have what the frame asks for.
-fn check_permission(role: Role, frame: &Frame) -> Result<(), Refused> {
+/// Whether a peer with this role may have what the frame asks for; of a command its class, unless its arguments are
+/// unreadable.
+fn check_permission(role: Role, frame: &Frame) -> Result<Option<ActionClass>, Refused> {
     let Some(kind) = frame.header.kind else {
         return Err(Refused::new(
             RefusalCode::Protocol,
@@ -570,18 +625,19 @@ fn check_permission(role: Role, frame: &Frame) -> Result<(), Refused> {
         ));
     };
     if kind != Kind::Command {
-        return permit(role, &Permission::Frame(kind));
+        return permit(role, &Permission::Frame(kind)).map(|()| None);
     }
     let action = frame.header.action.as_deref().unwrap_or_default();
     // Most commands need no look at their arguments. What cannot be read asks for the most.
     let arguments: Arguments = match action {
         "id" | "config" => match frame.parse_content() {
             Ok(arguments) => arguments,
-            Err(_unreadable) => return permit(role, &Permission::Frame(Kind::Command)),
+            Err(_unreadable) => return permit(role, &Permission::Frame(Kind::Command)).map(|()| None),
         },
         _ => Arguments::default(),
     };
-    permit(role, &Permission::Command(classify(action, &arguments)))
+    let class = classify(action, &arguments);
+    permit(role, &Permission::Command(class)).map(|()| Some(class))
 }
 
 async fn drive(conn: Option<&mut Conn>, read: bool) -> std::io::Result<IoProgress> {

@@ -100,6 +100,7 @@ impl Side {
             instance: Instance(own),
             timing,
             events: events_sender,
+            deliveries: None,
             stops: mpsc::channel(1).0,
             link_events: link_events_sender,
             shutdown: shutdown.clone(),

@@ -1,17 +1,30 @@
-//! The emergency stop at work: hears orders from links and datagrams, latches, runs the owner's command, passes orders
-//! on, and tells the stations.
+//! The emergency stop at the node: receives orders from links and datagrams, latches, runs the owner's command, relays
+//! orders, and reports to the stations.
+//!
+//! The way of a stop, with its four channels: `ground-station stop` → engine ([`Request::Stop`]) → session of the node
+//! (emergency queue) ⇒ link ⇒ session of the station ([`Events::stops`]) → this task, where the stop is in force →
+//! links (latch), which kill what runs.
+//!
+//! | part | where |
+//! |---|---|
+//! | order, signature, receiver and sender as pure state machines | `shared/src/proto/stop` |
+//! | the station's side: rounds, reports, unconfirmed stops, the history | `ground-station`, `engine/stop` |
+//! | this task: inputs, effects | `mod.rs` |
+//! | records of a stop in the journal, and their recovery | `journal.rs` |
 //!
 //! | task | owns | ends |
 //! |---|---|---|
 //! | stop | the [`StopReceiver`], the links of stations | at shutdown |
-//! | scribe | nothing: hands records to the journal, in order | with the stop task |
 //! | command | the owner's command, at most one | with the program, or at shutdown |
-//! | relay | one order, for at most [`RELAY_DELAY_MS_MAX`] and a round | when it is out |
+//! | relay | one order, for at most [`RELAY_DELAY_MS_MAX`] and one broadcast | when it is sent |
 //!
-//! Invariants: an order takes effect before anything is waited for, the journal included; a station is told `latched`
-//! only once the journal has it; nothing but [`Stopping::release`] ends a stop.
+//! Invariants: an order takes effect before this task waits for anything, the journal included; a station is told
+//! `latched` only when the journal has the stop; nothing but [`StopHandle::release`] ends a stop.
+//!
+//! [`Request::Stop`]: ../../ground_station/index.html
+//! [`Events::stops`]: swarm_shared::net::endpoint::Events::stops
 
-mod scribe;
+mod journal;
 #[cfg(test)]
 mod tests;
 
@@ -40,21 +53,22 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::scribe::{Write, Written, restored, scribe};
+use self::journal::{Write, restored_receiver};
 use crate::config::EmergencyStop;
-use crate::journal::Journal;
+use crate::journal::{Journal, PendingAppends};
 use crate::process::{self, EndReason, Stderr};
 use crate::status::Status;
 
-/// Stops by datagram that wait; beyond this they are dropped, for they come again.
+/// Stops by datagram that wait; further ones are dropped, for their sender repeats them.
 pub const DATAGRAMS_MAX: usize = 64;
-/// Questions that wait.
+/// Requests that wait for the task.
 const REQUESTS_MAX: usize = 64;
 /// Records that wait for the journal.
-const WRITES_MAX: usize = 64;
-/// Longest delay before an order is passed on, so that neighbours do not all shout at once, in milliseconds.
+const APPENDS_MAX: usize = 64;
+/// Longest delay before an order is relayed, in milliseconds: neighbours draw different ones, so that their broadcasts
+/// do not collide.
 pub const RELAY_DELAY_MS_MAX: u64 = 30;
-/// How long after a failure a stop that is not written down is tried again.
+/// How long after a failed write the stop is written again.
 const WRITE_RETRY_INTERVAL: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
@@ -68,49 +82,50 @@ enum StopRequest {
     },
 }
 
-/// A handle on the emergency stop; clones share it.
+/// A handle of the emergency stop; clones share it.
 #[derive(Clone, Debug)]
 pub struct StopHandle {
     requests: mpsc::Sender<StopRequest>,
     latch: watch::Receiver<Option<StopId>>,
 }
 
-/// What the stop works with.
+/// What [`StopHandle::start`] needs.
 #[derive(Debug)]
 pub struct Setup {
-    /// The links.
+    /// For this node's name, tags, id and fleet, by which orders are judged.
     pub endpoint: Endpoint,
-    /// The owner's command.
+    /// The command of `[emergency_stop]`; `None` if the owner gave none.
     pub config: Option<EmergencyStop>,
     /// Where a stop is latched.
     pub journal: Journal,
-    /// What was latched.
+    /// What the journal held at the start.
     pub dedup: DedupTable,
-    /// Where to pass orders on; `None` where datagrams are off.
+    /// Where orders are relayed; `None` if datagrams are off.
     pub relay: Option<Relay>,
-    /// Orders from links.
+    /// Orders from linked peers whose role permits a stop.
     pub links: mpsc::Receiver<StopReceived>,
-    /// Orders from anywhere.
+    /// Orders by datagram, from any sender.
     pub datagrams: mpsc::Receiver<Datagram>,
-    /// What is shown on this device.
+    /// For `swarm-node status`.
     pub status: Status,
-    /// Ends it.
+    /// Ends the task.
     pub shutdown: CancellationToken,
-    /// What is waited for at shutdown.
+    /// Tracks the task and those that it starts.
     pub tasks: TaskTracker,
 }
 
-/// Where orders are passed on.
+/// Where orders are relayed.
 #[derive(Clone, Debug)]
 pub struct Relay {
-    /// The interfaces of this device.
+    /// The interfaces of this device that are up.
     pub interfaces: watch::Receiver<Interfaces>,
-    /// The port for pings.
+    /// The UDP port of notifier pings.
     pub port: u16,
 }
 
 impl StopHandle {
-    /// Starts it; what the journal has latched is in force at once, and its command runs again if it had not ended.
+    /// Starts the task. A stop that the journal has latched is in force at once, and its command runs again if it had
+    /// not ended.
     pub fn start(setup: Setup) -> Self {
         let Setup {
             endpoint,
@@ -125,20 +140,17 @@ impl StopHandle {
             tasks,
         } = setup;
         let has_command = config.is_some();
-        let receiver = restored(&dedup, has_command);
+        let receiver = restored_receiver(&dedup, has_command);
         let (requests, request_queue) = mpsc::channel(REQUESTS_MAX);
-        let (latch, latch_rx) = watch::channel(receiver.active_stop().map(|present| present.id));
-        let (writes, to_write) = mpsc::channel(WRITES_MAX);
-        let (wrote, written) = mpsc::channel(WRITES_MAX);
+        let (latch, latch_rx) = watch::channel(receiver.active_stop().map(|stop| stop.id));
         let (ended, command_ended) = mpsc::channel(1);
-        tasks.spawn(scribe(journal, to_write, wrote));
         let task = Task {
             endpoint,
             config: config.map(Arc::new),
             receiver,
             latch,
             stations: BTreeMap::new(),
-            writes,
+            appends: PendingAppends::new(journal, APPENDS_MAX),
             ended,
             running: None,
             relay,
@@ -150,7 +162,6 @@ impl StopHandle {
             links,
             datagrams,
             requests: request_queue,
-            written,
             command_ended,
         }));
         Self {
@@ -159,7 +170,7 @@ impl StopHandle {
         }
     }
 
-    /// Of nothing: for tests of what does not stop.
+    /// A handle without a task, for tests that give no stop.
     #[cfg(test)]
     pub(crate) fn detached() -> Self {
         Self {
@@ -168,22 +179,23 @@ impl StopHandle {
         }
     }
 
-    /// The stop in force, and news of it.
+    /// The stop in force; the receiver is notified of each stop and release.
     pub fn latch(&self) -> watch::Receiver<Option<StopId>> {
         self.latch.clone()
     }
 
-    /// A station is linked: it is told if this node is stopped.
+    /// A station is linked: it gets a report if this node is stopped, and every report from now on.
     pub async fn add_station(&self, link: PeerLink) {
-        let _shutting_down = self.requests.send(StopRequest::AddStation(link)).await;
+        self.requests.send(StopRequest::AddStation(link)).await.ok();
     }
 
-    /// A peer's link is gone.
+    /// The link of a station is closed.
     pub async fn remove_station(&self, id: PeerId) {
-        let _shutting_down = self.requests.send(StopRequest::RemoveStation(id)).await;
+        self.requests.send(StopRequest::RemoveStation(id)).await.ok();
     }
 
-    /// The action `release`: `number=` is that of the stop in force, `issuer=` who gave it.
+    /// The action `release`. Its arguments are `number=`, that of the stop in force, and optionally `issuer=`, the id of
+    /// the station that gave it.
     pub async fn release(&self, arguments: Arguments) -> Reply {
         let kwargs = &arguments.kwargs;
         let number = kwargs.get("number").and_then(serde_json::Value::as_u64);
@@ -202,7 +214,7 @@ impl StopHandle {
             issuer,
             reply,
         };
-        let _shutting_down = self.requests.send(request).await;
+        self.requests.send(request).await.ok();
         answered
             .await
             .unwrap_or_else(|_gone| Reply::failed("the node is shutting down"))
@@ -213,7 +225,6 @@ struct Inputs {
     links: mpsc::Receiver<StopReceived>,
     datagrams: mpsc::Receiver<Datagram>,
     requests: mpsc::Receiver<StopRequest>,
-    written: mpsc::Receiver<Written>,
     command_ended: mpsc::Receiver<Result<(), String>>,
 }
 
@@ -223,7 +234,7 @@ struct Task {
     receiver: StopReceiver,
     latch: watch::Sender<Option<StopId>>,
     stations: BTreeMap<PeerId, PeerLink>,
-    writes: mpsc::Sender<Write>,
+    appends: PendingAppends<Write>,
     ended: mpsc::Sender<Result<(), String>>,
     running: Option<RunningCommand>,
     relay: Option<Relay>,
@@ -232,13 +243,12 @@ struct Task {
     tasks: TaskTracker,
 }
 
-/// The owner's command at work.
+/// The owner's command while it runs.
 struct RunningCommand {
-    /// Ends it.
     cancel: CancellationToken,
-    /// The stop that it serves has been released.
+    /// The stop that it was started for has been released.
     released: bool,
-    /// A stop came after that release: it has to run once more.
+    /// A new stop came after that release: the command runs once more when it has ended.
     restart: bool,
 }
 
@@ -248,7 +258,7 @@ impl Task {
             tracing::warn!(
                 issuer = present.id.issuer.short(),
                 number = present.id.number,
-                "STOPPED since before this start: actions are refused until `ground-station release`"
+                "STOPPED: a stop from before this start is in force; actions are refused until `ground-station release`"
             );
             if present.command == StopCommandState::Running {
                 self.run_command();
@@ -264,18 +274,20 @@ impl Task {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return,
-                Some(heard) = inputs.links.recv() => self.on_order(&heard.order, Some(heard.peer)),
+                Some(stop) = inputs.links.recv() => self.on_order(&stop.order, Some(stop.peer)),
                 Some(datagram) = inputs.datagrams.recv() => self.on_order(&datagram.bytes, None),
-                Some(ask) = inputs.requests.recv() => self.on_request(ask),
-                Some((write, how)) = inputs.written.recv() => self.on_written(write, how),
-                Some(how) = inputs.command_ended.recv() => self.on_command_ended(how),
+                Some(request) = inputs.requests.recv() => self.on_request(request),
+                (write, result) = self.appends.next() => {
+                    self.on_written(write, result.map_err(|fault| fault.to_string()));
+                }
+                Some(result) = inputs.command_ended.recv() => self.on_command_ended(result),
                 () = tokio::time::sleep(WRITE_RETRY_INTERVAL), if retry => self.retry_write(),
             }
         }
     }
 
     fn on_order(&mut self, bytes: &[u8], from: Option<PeerId>) {
-        let carrier = if from.is_some() {
+        let via = if from.is_some() {
             ReceivedVia::Link
         } else {
             ReceivedVia::Datagram
@@ -290,10 +302,10 @@ impl Task {
         };
         match self
             .receiver
-            .receive(bytes, carrier, membership.as_deref(), &me, clock::now())
+            .receive(bytes, via, membership.as_deref(), &me, clock::now())
         {
             Ok(Received::New(order)) => {
-                // First what stops, then all else.
+                // What stops comes first, then everything else.
                 self.latch.send_replace(Some(order));
                 self.run_command();
                 self.write(Write::Stopped(order));
@@ -309,25 +321,25 @@ impl Task {
             Ok(Received::Duplicate(order) | Received::Stale(order)) => self.report_to(from, order, None),
             Ok(Received::OtherTargets {
                 id: order,
-                forward: pass_on,
+                forward,
             }) => {
-                if pass_on {
+                if forward {
                     self.relay_order(bytes);
                 }
-                let why = format!(
-                    "the stop's selector does not mean this node, which is called {}",
+                let reason = format!(
+                    "the stop's selector does not match this node, which is called {}",
                     profile.name
                 );
-                self.report_to(from, order, Some(why));
+                self.report_to(from, order, Some(reason));
             }
-            Ok(Received::NumberRaised(order)) => self.write(Write::Counted(order)),
+            Ok(Received::NumberRaised(order)) => self.write(Write::NumberSeen(order)),
             Ok(Received::Ignored) => {}
             Err(
                 fault @ (StopRejection::Malformed(_) | StopRejection::NoFleet | StopRejection::OtherFleet),
             ) => {
-                tracing::debug!(%fault, "stop not heeded");
+                tracing::debug!(%fault, "Stop rejected");
             }
-            Err(fault) => tracing::warn!(%fault, "STOP NOT HEEDED"),
+            Err(fault) => tracing::warn!(%fault, "STOP REJECTED"),
         }
     }
 
@@ -350,78 +362,65 @@ impl Task {
     }
 
     fn write(&mut self, write: Write) {
-        if let Err(error) = self.writes.try_send(write) {
-            let why = "too much waits for the journal";
-            match error.into_inner() {
-                Write::Stopped(order) => drop(self.receiver.on_write_failed(order, why)),
-                Write::Released(_, answer) => {
-                    let _gone = answer.send(Reply::failed(format!("not released: {why}; try again")));
-                }
-                Write::Ended(..) | Write::Counted(_) | Write::StaysReleased(_) => {
-                    tracing::warn!(why, "not written down");
-                }
-            }
+        if let Err((write, fault)) = self.appends.push(vec![write.record()], write) {
+            self.on_written(write, Err(fault.to_string()));
         }
     }
 
     fn retry_write(&mut self) {
-        if let Some(present) = self.receiver.active_stop() {
-            let order = present.id;
+        if let Some(stop) = self.receiver.active_stop() {
+            let order = stop.id;
             self.write(Write::Stopped(order));
         }
     }
 
-    fn on_written(&mut self, write: Write, how: Result<(), String>) {
-        match (write, how) {
+    fn on_written(&mut self, write: Write, result: Result<(), String>) {
+        match (write, result) {
             (Write::Stopped(order), Ok(())) => {
                 if self.receiver.on_written(order) {
                     self.rewrite_command_end(order);
                     self.report_to_all();
                 } else if self.receiver.active_stop().is_none() {
-                    // Written once more behind its release: a restart would bring it back.
-                    self.write(Write::StaysReleased(order));
+                    // This record follows the one of its release: a restart would bring the stop back.
+                    self.write(Write::ReleasedAgain(order));
                 }
             }
-            (Write::Stopped(order), Err(why)) => {
+            (Write::Stopped(order), Err(reason)) => {
                 let known = self
                     .receiver
                     .active_stop()
-                    .is_some_and(|present| present.latch_error.is_some());
-                if self.receiver.on_write_failed(order, &why) && !known {
-                    tracing::error!(why, "STOPPED IN MEMORY ONLY: a restart would undo the stop");
+                    .is_some_and(|stop| stop.latch_error.is_some());
+                if self.receiver.on_write_failed(order, &reason) && !known {
+                    tracing::error!(reason, "STOPPED IN MEMORY ONLY: a restart would undo the stop");
                     self.report_to_all();
                 }
             }
-            (Write::Released(order, answer), Ok(())) => self.apply_release(order, answer),
-            (Write::Released(order, answer), Err(why)) => {
-                // One that is in memory only needs no disk to end.
-                if self
-                    .receiver
-                    .active_stop()
-                    .is_some_and(|present| !present.latched)
-                {
-                    self.apply_release(order, answer);
+            (Write::Released(order, reply), Ok(())) => self.apply_release(order, reply),
+            (Write::Released(order, reply), Err(reason)) => {
+                // A stop that is in memory only can end without the disk.
+                if self.receiver.active_stop().is_some_and(|stop| !stop.latched) {
+                    self.apply_release(order, reply);
                 } else {
-                    let error = format!("still stopped: the release cannot be written down: {why}");
-                    let _gone = answer.send(Reply::failed(error));
+                    let error = format!("still stopped: the release cannot be written: {reason}");
+                    reply.send(Reply::failed(error)).ok();
                 }
             }
-            (Write::Ended(..) | Write::Counted(_) | Write::StaysReleased(_), Ok(())) => {}
-            (Write::Ended(..) | Write::Counted(_) | Write::StaysReleased(_), Err(why)) => {
-                tracing::warn!(why, "not written down");
+            (Write::CommandEnded(..) | Write::NumberSeen(_) | Write::ReleasedAgain(_), Ok(())) => {}
+            (Write::CommandEnded(..) | Write::NumberSeen(_) | Write::ReleasedAgain(_), Err(reason)) => {
+                tracing::warn!(reason, "Record of a stop not written");
             }
         }
         self.update_status();
     }
 
-    /// How the command ended counts only behind the stop itself.
+    /// Writes the command's end behind the record of its stop: recovery ignores an end that comes first.
     fn rewrite_command_end(&mut self, order: StopId) {
         let ended = self
             .receiver
             .active_stop()
             .map(|present| (present.command, present.command_error.clone()));
         if let Some((StopCommandState::Done | StopCommandState::Failed, error)) = ended {
-            self.write(Write::Ended(order, error));
+            self.write(Write::CommandEnded(order, error));
         }
     }
 
@@ -437,11 +436,11 @@ impl Task {
             StopRequest::Release {
                 number,
                 issuer,
-                reply: answer,
+                reply,
             } => match self.receiver.check_release(number, issuer.as_ref()) {
-                Ok(order) => self.write(Write::Released(order, answer)),
-                Err(why) => {
-                    let _gone = answer.send(release_refusal(&why));
+                Ok(order) => self.write(Write::Released(order, reply)),
+                Err(error) => {
+                    reply.send(release_refusal(&error)).ok();
                 }
             },
         }
@@ -454,25 +453,25 @@ impl Task {
                 if let Some(running) = &mut self.running {
                     (running.released, running.restart) = (true, false);
                 }
-                tracing::warn!(number = order.number, "released: actions run again");
+                tracing::warn!(number = order.number, "Stop released: actions run again");
                 self.report_to_all();
                 Reply::done("released".into())
             }
-            Err(why) => release_refusal(&why),
+            Err(error) => release_refusal(&error),
         };
-        let _gone = reply_to.send(reply);
+        reply_to.send(reply).ok();
     }
 
-    fn on_command_ended(&mut self, how: Result<(), String>) {
+    fn on_command_ended(&mut self, result: Result<(), String>) {
         if self.running.take().is_some_and(|running| running.restart) {
             return self.run_command();
         }
-        if let Err(why) = &how {
-            tracing::error!(why, "the emergency_stop command FAILED");
+        if let Err(reason) = &result {
+            tracing::error!(reason, "Emergency stop's command FAILED");
         }
-        let error = how.clone().err();
-        if let Some(order) = self.receiver.on_command_ended(how) {
-            self.write(Write::Ended(order, error));
+        let error = result.clone().err();
+        if let Some(order) = self.receiver.on_command_ended(result) {
+            self.write(Write::CommandEnded(order, error));
             self.report_to_all();
             self.update_status();
         }
@@ -480,7 +479,7 @@ impl Task {
 
     fn run_command(&mut self) {
         if let Some(running) = &mut self.running {
-            // What it did for a stop that was released since may have been undone since.
+            // The release may have undone what the command did for the stop before.
             if running.released {
                 running.restart = true;
                 running.cancel.cancel();
@@ -498,9 +497,9 @@ impl Task {
         self.tasks.spawn(async move {
             let timeout = config.timeout;
             let ran = process::run(config.command.as_slice(), Stderr::Merged, timeout, &cancel).await;
-            let how = match ran {
+            let result = match ran {
                 Err(error) => Err(error.to_string()),
-                // It is run again at the next start.
+                // The next start runs it again.
                 Ok(finished) if finished.reason == EndReason::Cancelled && shutdown.is_cancelled() => return,
                 Ok(finished) => match (finished.reason, finished.exit_code) {
                     (EndReason::TimedOut, _) => Err(format!("ran longer than {timeout:?} and was killed")),
@@ -511,11 +510,11 @@ impl Task {
                     }
                 },
             };
-            let _shutting_down = ended.send(how).await;
+            ended.send(result).await.ok();
         });
     }
 
-    /// Says the order once more on every interface, for whoever hears this node and not the station.
+    /// Broadcasts the order on every interface, for nodes that the station does not reach.
     fn relay_order(&self, bytes: &[u8]) {
         let Some(relay) = self.relay.clone() else { return };
         let (bytes, shutdown) = (bytes.to_vec(), self.shutdown.clone());
@@ -529,7 +528,7 @@ impl Task {
                     .broadcast(&present, relay.port, &bytes, &[])
                     .await;
             };
-            let _shutting_down = shutdown.run_until_cancelled(relaying).await;
+            shutdown.run_until_cancelled(relaying).await;
         });
     }
 
@@ -551,25 +550,25 @@ fn describe(present: &ActiveStop) -> String {
     text
 }
 
-fn release_refusal(why: &ReleaseError) -> Reply {
-    match why {
+fn release_refusal(error: &ReleaseError) -> Reply {
+    match error {
         ReleaseError::NotStopped => Reply::done("was not stopped".into()),
-        ReleaseError::OtherStop { .. } => Reply::refused(why.to_string()),
+        ReleaseError::OtherStop { .. } => Reply::refused(error.to_string()),
     }
 }
 
 fn send_report(link: &PeerLink, report: &StopStatus) {
     let sent = EncodedFrame::new(&Frame::json(Kind::Stopped, report))
         .map_err(|error| error.to_string())
-        .and_then(|parcel| {
+        .and_then(|frame| {
             let outgoing = Outgoing {
-                frame: parcel,
+                frame,
                 lane: Lane::Emergency,
                 deadline: None,
             };
             link.try_send(outgoing).map_err(|error| error.to_string())
         });
     if let Err(error) = sent {
-        tracing::warn!(peer = %link.id().short(), error, "it is not told how the stop stands");
+        tracing::warn!(peer = %link.id().short(), error, "Report of a stop not sent");
     }
 }

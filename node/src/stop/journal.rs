@@ -1,4 +1,4 @@
-//! The stop and the journal: what is written of it, and what a start finds.
+//! The records of an emergency stop in the journal, and the state that a start recovers from them.
 
 use swarm_shared::net::clock;
 use swarm_shared::proto::delivery::dedup::DedupTable;
@@ -6,13 +6,11 @@ use swarm_shared::proto::delivery::record::Record;
 use swarm_shared::proto::message::StopCommandState;
 use swarm_shared::proto::outcome::Reply;
 use swarm_shared::proto::stop::{ActiveStop, StopId, StopReceiver};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
-use crate::journal::Journal;
-
-/// The desk as the journal has left it.
-pub(super) fn restored(ledger: &DedupTable, has_command: bool) -> StopReceiver {
-    let seen = ledger.records().into_iter().filter_map(|record| match record {
+/// The receiver as the journal describes it: counted orders, and the stop that was in force.
+pub(super) fn restored_receiver(dedup: &DedupTable, has_command: bool) -> StopReceiver {
+    let seen = dedup.records().into_iter().filter_map(|record| match record {
         Record::StopSeen { issuer, number } => Some(StopId { issuer, number }),
         Record::Started { .. }
         | Record::Ended { .. }
@@ -21,7 +19,7 @@ pub(super) fn restored(ledger: &DedupTable, has_command: bool) -> StopReceiver {
         | Record::Released { .. }
         | Record::StopEnded { .. } => None,
     });
-    let present = ledger.latch().map(|latch| {
+    let active = dedup.latch().map(|latch| {
         let (command, command_error) = match &latch.command_result {
             None if has_command => (StopCommandState::Running, None),
             None => (StopCommandState::None, None),
@@ -41,22 +39,22 @@ pub(super) fn restored(ledger: &DedupTable, has_command: bool) -> StopReceiver {
             command_error,
         }
     });
-    StopReceiver::new(has_command, seen.collect(), present)
+    StopReceiver::new(has_command, seen.collect(), active)
 }
 
-/// What the journal is asked to write.
+/// A record on its way to the journal.
 #[derive(Debug)]
 pub(super) enum Write {
-    /// It is in force.
+    /// A stop is in force.
     Stopped(StopId),
-    /// How its command ended.
-    Ended(StopId, Option<String>),
-    /// It does not mean this node, which has counted it all the same.
-    Counted(StopId),
-    /// It is over once this is written; who asked is told.
+    /// Its command has ended, with this error.
+    CommandEnded(StopId, Option<String>),
+    /// An order for other nodes: it counts, so that no older one of its issuer is obeyed.
+    NumberSeen(StopId),
+    /// A stop ends when this is durable; then the reply goes out.
     Released(StopId, oneshot::Sender<Reply>),
-    /// It was released while the order was being written down once more.
-    StaysReleased(StopId),
+    /// The stop was written once more after its release.
+    ReleasedAgain(StopId),
 }
 
 impl Write {
@@ -66,35 +64,17 @@ impl Write {
                 issuer: *issuer,
                 number: *number,
             },
-            Self::Ended(order, error) => Record::StopEnded {
+            Self::CommandEnded(order, error) => Record::StopEnded {
                 number: order.number,
                 error: error.clone(),
             },
-            Self::Counted(StopId { issuer, number }) => Record::StopSeen {
+            Self::NumberSeen(StopId { issuer, number }) => Record::StopSeen {
                 issuer: *issuer,
                 number: *number,
             },
-            Self::Released(order, _) | Self::StaysReleased(order) => {
+            Self::Released(order, _) | Self::ReleasedAgain(order) => {
                 Record::Released { number: order.number }
             }
-        }
-    }
-}
-
-/// What became of it.
-pub(super) type Written = (Write, Result<(), String>);
-
-/// Hands records to the journal in their order, and says what became of each.
-pub(super) async fn scribe(
-    journal: Journal,
-    mut to_write: mpsc::Receiver<Write>,
-    wrote: mpsc::Sender<Written>,
-) {
-    while let Some(write) = to_write.recv().await {
-        let how = journal.append(vec![write.record()]).await;
-        let how = how.map_err(|fault| fault.to_string());
-        if wrote.send((write, how)).await.is_err() {
-            return;
         }
     }
 }
