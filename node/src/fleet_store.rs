@@ -1,7 +1,7 @@
-//! What the node remembers of its fleet: `fleet.json` (root, grant, fleet state), `stations.json` (where stations
-//! were seen last), and `lost-link.json` (whether one was linked on this boot, for the dead-man). A disk that fails is
-//! told in the log; the node goes on with what it knows. Writing is for a thread of its own: a memory card may take
-//! seconds, and the heartbeats of all links share one thread.
+//! The fleet files of a node: `fleet.json` (root, grant, fleet state), `stations.json` (last addresses of stations), and
+//! `lost-link.json` (whether a station was linked on this boot). A failing disk is logged, and the node goes on with what
+//! is in memory. Files are written on a thread for blocking calls: a memory card may take seconds, and the heartbeats of
+//! all links share one thread.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -20,18 +20,18 @@ const LOST_LINK_FILE: &str = "lost-link.json";
 /// Most stations that are remembered, newest first.
 const STATIONS_MAX: usize = 8;
 
-/// How the dead-man of [`crate::lost_link`] stood when the process before this one, on the same boot, ended.
+/// The state of [`crate::lost_link`] when the process before this one, on the same boot, ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LossState {
-    /// A commanding station had been linked, and no loss since has been seen to its end.
+    /// A commanding station had been linked, and no lost-link command had ended since.
     Linked,
     #[serde(rename = "over")]
-    /// The link was lost, its command had ended, and no station had been heard again.
+    /// The link was lost, the lost-link command had ended, and no station had linked again.
     CommandEnded,
 }
 
-/// What `lost-link.json` says: good for one boot.
+/// The content of `lost-link.json`, valid for one boot.
 #[derive(Debug, Serialize, Deserialize)]
 struct StoredLossState {
     boot: String,
@@ -39,29 +39,29 @@ struct StoredLossState {
 }
 
 impl StoredLossState {
-    /// What holds on this boot. Nothing of another one does: the machine may have been carried home in between.
+    /// The state, if it is of this boot. In between boots the device may have been moved or landed.
     fn for_boot(self, boot: &str) -> Option<LossState> {
         (self.boot == boot && !boot.is_empty()).then_some(self.state)
     }
 }
 
-/// See the module.
+/// Loads and saves the fleet files of one state directory. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct FleetStore {
     dir: PathBuf,
 }
 
 impl FleetStore {
-    /// What lies in this state directory.
+    /// The files in this state directory; none has to exist.
     pub fn new(dir: &Path) -> Self {
         Self { dir: dir.to_owned() }
     }
 
-    /// The fleet that this node belongs to, if it does and the file is sound.
+    /// The membership of this node; `None` without a fleet, or if the file is unreadable or invalid, which is logged.
     pub fn load_fleet(&self, own: &PublicKey) -> Option<Membership> {
         let path = self.dir.join(FLEET_FILE);
         let bytes = state_file::read(&path)
-            .inspect_err(|error| tracing::warn!(%error, "the fleet cannot be read: as if there were none"))
+            .inspect_err(|error| tracing::warn!(%error, "Membership unreadable: the node starts without a fleet"))
             .ok()??;
         let sound = |text: &[u8]| -> anyhow::Result<Membership> {
             let membership: Membership = serde_json::from_slice(text)?;
@@ -70,18 +70,18 @@ impl FleetStore {
         };
         sound(&bytes)
             .inspect_err(|error| {
-                tracing::error!(path = %path.display(), %error, "not a fleet of this node: delete it and join anew");
+                tracing::error!(path = %path.display(), %error, "Membership is not a fleet of this node: delete the file and join anew");
             })
             .ok()
     }
 
-    /// Remembers the fleet.
+    /// Stores the membership.
     pub async fn save_fleet(&self, membership: &Membership) {
         let (this, membership) = (self.clone(), membership.clone());
         run_blocking(move || this.write(FLEET_FILE, &membership, MODE_SECRET)).await;
     }
 
-    /// Remembers the fleet, whenever it changes, until `stop`: the newest state of it, if the disk is slower.
+    /// Stores every change of the membership until `shutdown`, the newest one if the disk is slower than the changes.
     pub async fn save_fleet_changes(
         &self,
         mut fleets: watch::Receiver<Option<Arc<Membership>>>,
@@ -95,7 +95,7 @@ impl FleetStore {
         }
     }
 
-    /// Where stations were seen last, newest first.
+    /// The last addresses of stations, newest first.
     pub fn load_stations(&self) -> Vec<SocketAddr> {
         let read = state_file::read(&self.dir.join(STATIONS_FILE)).ok().flatten();
         let mut stations: Vec<SocketAddr> = read
@@ -106,7 +106,7 @@ impl FleetStore {
         stations
     }
 
-    /// Remembers where a station is.
+    /// Stores the address of a station.
     pub async fn save_station(&self, addr: SocketAddr) {
         let this = self.clone();
         run_blocking(move || this.insert_station(addr)).await;
@@ -115,7 +115,7 @@ impl FleetStore {
     fn insert_station(&self, addr: SocketAddr) {
         let mut stations = self.load_stations();
         if stations.first() == Some(&addr) {
-            // Nothing new: an SD card is not written for it.
+            // Unchanged: spares the SD card a write.
             return;
         }
         stations.retain(|known| *known != addr);
@@ -124,19 +124,19 @@ impl FleetStore {
         self.write(STATIONS_FILE, &stations, MODE_PLAIN);
     }
 
-    /// How the dead-man stood when the process before this one, on the same boot, ended; `None` if it was unarmed or
-    /// the file cannot be read.
+    /// The lost-link state of the process before this one on the same boot; `None` if no station had been linked, or if
+    /// the file is unreadable.
     pub fn load_loss_state(&self, boot: &str) -> Option<LossState> {
         let bytes = state_file::read(&self.dir.join(LOST_LINK_FILE))
-            .inspect_err(|error| tracing::warn!(%error, "lost link: as if no station had been linked"))
+            .inspect_err(|error| tracing::warn!(%error, "Lost-link state unreadable: treated as never linked"))
             .ok()??;
         let kept: Result<StoredLossState, _> = serde_json::from_slice(&bytes);
-        kept.inspect_err(|error| tracing::warn!(%error, "lost link: as if no station had been linked"))
+        kept.inspect_err(|error| tracing::warn!(%error, "Lost-link state unreadable: treated as never linked"))
             .ok()?
             .for_boot(boot)
     }
 
-    /// Remembers how the dead-man stands.
+    /// Stores the lost-link state.
     pub(crate) async fn save_loss_state(&self, boot: String, state: LossState) {
         let (this, kept) = (self.clone(), StoredLossState { boot, state });
         run_blocking(move || this.write(LOST_LINK_FILE, &kept, MODE_PLAIN)).await;

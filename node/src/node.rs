@@ -1,4 +1,4 @@
-//! The parts of a running node that do not depend on links: opened and started together, ended together.
+//! The parts of a running node that do not depend on links, started and shut down together.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,66 +27,66 @@ use crate::status::{self, JOIN_REQUESTS_MAX, JoinRequest, Status};
 use crate::telemetry::Telemetry;
 use crate::transfers::Transfers;
 
-/// How long tasks may take to end.
+/// How long tasks may take to end at shutdown.
 pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
-/// What the daemon is started with.
+/// What [`Node::start`] needs.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// File, variables and flags together.
+    /// The configuration after file, environment and flags.
     pub config: Config,
-    /// Where the file is, or would be.
+    /// The path of the configuration file, which need not exist.
     pub config_path: PathBuf,
-    /// The state directory.
+    /// The directory of keys, journal and sockets; created if it is missing.
     pub state_dir: PathBuf,
-    /// What gave the name, if it goes before a name that was remembered: `--name` or `SWARM_NODE_NAME`.
+    /// `--name` or `SWARM_NODE_NAME`, if one of them gave the name: it overrides a stored name.
     pub name_fixed_by: Option<&'static str>,
-    /// The ring that logging was started with.
+    /// The recent log lines, for the action `log`.
     pub log: LogRing,
-    /// Whether to end as soon as the node has joined: `swarm-node join`.
+    /// True to end as soon as the node has joined: `swarm-node join`.
     pub exit_once_joined: bool,
 }
 
 /// The parts of a running node that do not depend on links.
 #[derive(Debug)]
 pub struct Node {
-    /// Who it is.
+    /// The key that identifies this node.
     pub key: SigningKey,
-    /// As it is in force.
+    /// The configuration in force.
     pub config: Config,
-    /// What it remembers.
+    /// The open state directory.
     pub state: Arc<StateDir>,
-    /// Where it writes down what it must know after a crash.
+    /// The journal of commands and stops.
     pub journal: Journal,
-    /// What it knew when it started.
+    /// What the journal held at the start.
     pub dedup: DedupTable,
-    /// Its name, and news of it.
+    /// The name; the receiver is notified of changes.
     pub name: watch::Receiver<NodeName>,
-    /// What commands can ask for.
+    /// The actions that commands can call.
     pub actions: Actions,
-    /// Files on their way.
+    /// The running file transfers.
     pub transfers: Transfers,
-    /// Programs on this device that add to it.
+    /// Plug-ins: programs on this device that add actions and readings.
     pub plugins: Plugins,
-    /// Its readings.
+    /// The readings of this device.
     pub telemetry: Telemetry,
-    /// What `status` shows: links, the real address, refusals are to be told here.
+    /// The facts that `swarm-node status` shows.
     pub status: Status,
-    /// Codes that somebody on this device wants tried.
+    /// Invitation codes from `swarm-node join` on this device.
     join_requests: mpsc::Receiver<JoinRequest>,
-    /// Where they are handed in.
+    /// The sender of `join_requests`, for the status socket.
     pub(crate) join_sender: mpsc::Sender<JoinRequest>,
-    /// Cancelled at shutdown.
+    /// Ends all tasks; cancelled at shutdown.
     pub shutdown: CancellationToken,
-    /// What is waited for at shutdown.
+    /// Tracks all tasks; shutdown waits for them.
     pub tasks: TaskTracker,
 }
 
 impl Node {
-    /// Opens what there is on this device, and starts the tasks that need no links.
+    /// Opens state directory, journal and key, and starts the tasks that need no links.
     ///
     /// # Errors
-    /// Another daemon has the same state directory, or its key is not to be used.
+    /// Another daemon uses the same state directory, or the key file cannot be used.
     pub fn start(settings: Settings) -> anyhow::Result<Self> {
         let Settings { config, log, .. } = settings;
         let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
@@ -109,12 +109,12 @@ impl Node {
 
         let roots = Roots::new(config.root_map());
         for (name, error) in roots.create_missing() {
-            tracing::warn!(name, %error, "a root for files cannot be used");
+            tracing::warn!(name, %error, "File root cannot be used");
         }
         let to_sweep = roots.clone();
         tasks.spawn_blocking(move || match to_sweep.sweep() {
             0 => {}
-            files => tracing::info!(files, "removed what broken transfers left behind"),
+            files => tracing::info!(files, "Leftovers of broken transfers removed"),
         });
 
         let mut disks = vec![("state".to_owned(), state.path().to_owned())];
@@ -172,10 +172,10 @@ impl Node {
         Ok(node)
     }
 
-    /// Hands over the codes that are handed in on this device, once.
+    /// The receiver of join requests; empty from the second call on.
     pub(crate) fn take_join_requests(&mut self) -> mpsc::Receiver<JoinRequest> {
-        let (_none, nobody) = mpsc::channel(1);
-        std::mem::replace(&mut self.join_requests, nobody)
+        let (_sender, taken) = mpsc::channel(1);
+        std::mem::replace(&mut self.join_requests, taken)
     }
 
     fn spawn_tasks(&self) {
@@ -190,7 +190,7 @@ impl Node {
                 );
                 self.tasks.spawn(serve);
             }
-            Err(error) => tracing::warn!(%error, path = %socket.display(), "there is no status socket"),
+            Err(error) => tracing::warn!(%error, path = %socket.display(), "Status socket not available"),
         }
         if self.config.plugins.enabled {
             self.serve_plugins();
@@ -211,7 +211,7 @@ impl Node {
         let listener = match status::bind(&socket) {
             Ok(listener) => listener,
             Err(error) => {
-                return tracing::warn!(%error, path = %socket.display(), "there is no socket for plug-ins");
+                return tracing::warn!(%error, path = %socket.display(), "Plug-in socket not available");
             }
         };
         let (name, id) = (self.name.clone(), self.key.public().id());
@@ -229,7 +229,7 @@ impl Node {
         });
     }
 
-    /// Ends everything: programs are killed, unfinished files removed.
+    /// Ends all tasks within [`SHUTDOWN_GRACE`]: programs are killed, unfinished files removed.
     pub async fn shut_down(self) {
         self.shutdown.cancel();
         self.transfers.close();
@@ -238,16 +238,18 @@ impl Node {
             .await
             .is_err()
         {
-            tracing::warn!(left = self.tasks.len(), grace = ?SHUTDOWN_GRACE, "tasks outlived shutdown");
+            tracing::warn!(left = self.tasks.len(), grace = ?SHUTDOWN_GRACE, "Tasks outlived shutdown");
         }
         for socket in [StateDir::socket, StateDir::plugin_socket] {
-            let _never_bound = std::fs::remove_file(socket(self.state.path()));
+            // It may never have been bound.
+            std::fs::remove_file(socket(self.state.path())).ok();
         }
-        tracing::info!("stopped");
+        tracing::info!("Node has shut down");
     }
 }
 
-/// The node's key. Where none can be kept, one for this run: better a node that has to be accepted anew than none.
+/// The node's key. If the directory cannot be written, a key for this run only: a node that has to be accepted anew is
+/// better than none.
 fn load_key(state: &StateDir) -> anyhow::Result<SigningKey> {
     if let Some(key) = identity::load(state.path(), KeyFile::Identity)? {
         return Ok(key);
@@ -266,9 +268,9 @@ fn load_key(state: &StateDir) -> anyhow::Result<SigningKey> {
     }
 }
 
-/// The node's journal, and what it tells. One that cannot be written refuses what acts, and the node runs on.
+/// The journal and its content. A journal that cannot be written refuses commands that act; the node starts all the same.
 fn open_journal(state: &StateDir) -> anyhow::Result<(Journal, DedupTable)> {
-    let (journal, ledger, recovery) =
+    let (journal, dedup, recovery) =
         Journal::open(state.path()).context("no thread can be started for the journal")?;
     let Recovery {
         records,
@@ -277,17 +279,17 @@ fn open_journal(state: &StateDir) -> anyhow::Result<(Journal, DedupTable)> {
         damage_save_error: not_kept,
         fault,
     } = recovery;
-    tracing::debug!(records, "the journal is read");
+    tracing::debug!(records, "Journal read");
     if let Some(damage) = damage {
         tracing::warn!(
             damage,
             dropped_bytes,
             not_kept,
-            "the end of the journal cannot be read"
+            "Journal's end cannot be read"
         );
     }
     if let Some(fault) = fault {
         tracing::warn!(%fault, "WHAT ACTS IS REFUSED: the journal cannot be written");
     }
-    Ok((journal, ledger))
+    Ok((journal, dedup))
 }

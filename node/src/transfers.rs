@@ -1,15 +1,15 @@
-//! Files on their way to and from this node: `filetransfer` commands and the chunks that belong to them.
+//! File transfers of this node: `filetransfer` commands and their chunks.
 //!
-//! A transfer is known by its command's identity, so that a station that has restarted does not meet its own old
-//! numbers. Each has a thread of its own, for disks block; chunks
-//! wait in a queue bounded in bytes over all transfers, and a full queue holds back the connection they come on.
+//! A transfer is identified by its command's identity, epoch included, so that numbers of a restarted station do not
+//! collide with those before. Each transfer blocks a thread of its own. Chunks wait in a queue that is bounded in bytes
+//! over all transfers; a full queue holds back the connection that they come on.
 //!
 //! | state | until | then |
 //! |---|---|---|
 //! | receiving | the end of the file | verified, visible, `done` |
-//! | receiving | a fault, [`IDLE_MAX`] of silence, the peer is lost, shutdown | removed, `failed`; later chunks are dropped |
+//! | receiving | a fault, [`IDLE_MAX`] without a chunk, the peer restarts, shutdown | removed, `failed`; later chunks are dropped |
 //! | sending | all chunks and the end are queued | `done` |
-//! | sending | a fault, [`IDLE_MAX`] without room, the peer is lost, shutdown | `failed` |
+//! | sending | a fault, [`IDLE_MAX`] without room, the peer restarts, shutdown | `failed` |
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -35,21 +35,21 @@ use tokio_util::sync::CancellationToken;
 
 /// How many transfers run at once; one more is refused as busy.
 pub const TRANSFERS_MAX: usize = 16;
-/// How long a transfer may stand still.
+/// How long a transfer may make no progress.
 pub const IDLE_MAX: Duration = Duration::from_secs(60);
-/// How much may wait to be written, in bytes, over all transfers: two of the longest chunks.
+/// Bytes that may wait to be written, over all transfers: two of the longest chunks.
 const QUEUE_BYTES_MAX: usize = 2 * CHUNK_BYTES_MAX;
-/// What a chunk counts at least, in bytes, so that tiny ones are bounded too.
+/// The least that a chunk counts, in bytes, so that tiny ones are bounded too.
 const CHUNK_BYTES_MIN: usize = 4096;
 /// How many chunks may wait at most; the bytes run out first.
 const QUEUE_CHUNKS_MAX: usize = QUEUE_BYTES_MAX / CHUNK_BYTES_MIN + 1;
 
-/// Where the chunks of a file that is asked for go.
+/// Where the frames of an outgoing file go.
 #[derive(Debug)]
 pub struct ChunkSink {
-    /// The connection for files.
+    /// The queue of the bulk session.
     pub frames: mpsc::Sender<Frame>,
-    /// What suits it.
+    /// The chunk size that suits its link.
     pub chunk_bytes: ChunkBytes,
 }
 
@@ -71,11 +71,11 @@ struct Inner {
 
 #[derive(Debug)]
 struct RunningTransfer {
-    /// Tells it from another that has the same number after it was given up.
+    /// Distinguishes it from a later transfer with the same identity.
     serial: u64,
-    /// Where chunks go; absent for a file on its way out.
+    /// The queue of its thread; `None` of an outgoing file.
     parts: Option<SyncSender<ReceivedPart>>,
-    /// Ends a file on its way out.
+    /// Ends an outgoing file.
     cancel: CancellationToken,
 }
 
@@ -108,7 +108,7 @@ fn default_file_mode() -> u32 {
 }
 
 impl Transfers {
-    /// Transfers below these roots, until `stop`.
+    /// Transfers below these roots, until `shutdown`.
     pub fn new(roots: Roots, shutdown: CancellationToken) -> Self {
         Self::with_idle(roots, shutdown, IDLE_MAX)
     }
@@ -126,16 +126,16 @@ impl Transfers {
         }
     }
 
-    /// Takes a `filetransfer` command that the gate has let in. When this returns, the transfer is known, so that
-    /// its chunks may follow at once. A file that is asked for goes to `bulk`. The reply comes from the receiver,
-    /// once; it is an error only if the daemon falls over.
+    /// Begins the transfer of a `filetransfer` command that the gate has permitted. Its chunks may follow as soon as this
+    /// returns. An outgoing file goes to `sink`. The receiver gets the reply; it fails only if the transfer's thread
+    /// panics.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
     pub fn begin(&self, id: CommandId, arguments: &Arguments, sink: ChunkSink) -> oneshot::Receiver<Reply> {
         let (reply, outcome) = oneshot::channel();
         let request = match parse_request(arguments) {
-            Ok(order) => order,
+            Ok(request) => request,
             Err(refusal) => return refuse(reply, outcome, refusal),
         };
         let mut running = self.inner.lock();
@@ -181,18 +181,17 @@ impl Transfers {
                     task.send(&path, &sink, &handle)
                 }
             };
-            // First forgotten, then answered: whoever has the answer may use the number again.
+            // Removed before the reply: its receiver may use the identity again.
             inner
                 .lock()
                 .retain(|key, running| *key != id || running.serial != serial);
-            // Nobody may be waiting any more.
-            let _gone = reply.send(ended.unwrap_or_else(TransferError::into_reply));
+            // The receiver may have been dropped.
+            reply.send(ended.unwrap_or_else(TransferError::into_reply)).ok();
         });
         outcome
     }
 
-    /// The running transfer that a part of a file from `peer` belongs to. Where the part names no epoch, it is that of
-    /// the newest.
+    /// The running transfer that a chunk or end from `peer` belongs to. A header without an epoch means the newest one.
     pub fn find(&self, peer: PeerId, part: &Header) -> Option<CommandId> {
         let seq = part.id?;
         let running = self.inner.lock();
@@ -207,7 +206,7 @@ impl Transfers {
         .copied()
     }
 
-    /// Takes a chunk; waits while the queue is full. Chunks of transfers that are not known are dropped.
+    /// Queues a chunk; waits while the queue is full. Chunks of unknown transfers are dropped.
     pub async fn on_chunk(&self, id: CommandId, offset: u64, bytes: Bytes) {
         if self.inner.parts(id).is_none() {
             return;
@@ -225,7 +224,7 @@ impl Transfers {
         self.inner.forward(id, part);
     }
 
-    /// Takes the end of a file; for a file on its way out, word that nobody wants the rest.
+    /// Handles the end of a file. Of an outgoing file it means that the peer does not want the rest.
     pub fn on_end(&self, id: CommandId, end: FileEnd) {
         if let Some(RunningTransfer {
             parts: None, cancel, ..
@@ -236,7 +235,7 @@ impl Transfers {
         self.inner.forward(id, ReceivedPart::End(end));
     }
 
-    /// Gives up every transfer with a peer that will not come back to it.
+    /// Cancels all transfers with a peer that has restarted.
     pub fn on_peer_lost(&self, peer: PeerId) {
         self.inner.lock().retain(|id, running| {
             let lost = id.issuer == peer;
@@ -247,14 +246,14 @@ impl Transfers {
         });
     }
 
-    /// Gives up everything, at shutdown.
+    /// Cancels all transfers, at shutdown.
     pub fn close(&self) {
         let mut running = self.inner.lock();
         running.values().for_each(|running| running.cancel.cancel());
         running.clear();
     }
 
-    /// How many are running.
+    /// How many transfers are running.
     pub fn count(&self) -> usize {
         self.inner.lock().len()
     }
@@ -274,7 +273,7 @@ fn refuse(
     outcome: oneshot::Receiver<Reply>,
     refusal: String,
 ) -> oneshot::Receiver<Reply> {
-    let _waited_for = reply.send(Reply::refused(refusal));
+    reply.send(Reply::refused(refusal)).ok();
     outcome
 }
 
@@ -289,18 +288,18 @@ impl Inner {
 
     fn forward(&self, id: CommandId, part: ReceivedPart) {
         if let Some(parts) = self.parts(id) {
-            // The bytes run out before the places do, so it fails only when the transfer has just ended.
-            let _ended = parts.try_send(part);
+            // The budget of bytes ends before the queue is full, so this fails only when the transfer has just ended.
+            parts.try_send(part).ok();
         }
     }
 }
 
-/// Why a transfer did not succeed.
+/// Why a transfer failed.
 #[derive(Debug, thiserror::Error)]
 enum TransferError {
     #[error(transparent)]
     File(#[from] FileError),
-    #[error("{path}: nothing was heard of it for {idle:?}; send it again")]
+    #[error("{path}: no progress for {idle:?}; send it again")]
     Idle { path: String, idle: Duration },
     #[error("{path}: the connection was lost midway; send it again")]
     ConnectionLost { path: String },

@@ -1,4 +1,4 @@
-//! Files on their way in and out, over a connection of their own.
+//! Files to and from peers, over their bulk connections.
 
 use std::time::Instant;
 
@@ -19,12 +19,12 @@ use super::replies::{REPLY_TIMEOUT, parse_arguments, send_reply};
 use crate::actions::Command;
 use crate::transfers::{ChunkSink, Transfers};
 
-/// The action that moves files. It may be repeated: a file under its own name is whole.
+/// The action that moves files. It may be repeated: a file is visible only when it is complete.
 pub(super) const FILE_TRANSFER: &str = "filetransfer";
-/// Chunks of one file that wait for its connection.
+/// Chunks of one outgoing file that wait for its session.
 const CHUNK_QUEUE_MAX: usize = 2;
 
-/// A file that the peer asks for, on its way over the connection for files.
+/// Sends the file that the peer asks for over its bulk session. Returns the reply to the command.
 pub(super) async fn send_file(endpoint: &Endpoint, transfers: &Transfers, command: &Command) -> Reply {
     let (chunks, frames) = mpsc::channel::<Frame>(CHUNK_QUEUE_MAX);
     let chunk_bytes = ChunkBytes::new(SENT_CHUNK_BYTES_MIN);
@@ -37,7 +37,7 @@ pub(super) async fn send_file(endpoint: &Endpoint, transfers: &Transfers, comman
         outcome.unwrap_or_else(|_: oneshot::error::RecvError| Reply::failed("the node is shutting down"))
     };
     let sending = async move {
-        // Closed when nothing can be passed on any more, so that the transfer hears of it at once.
+        // Dropped when nothing can be sent any more, so that the transfer ends at once.
         let mut frames = frames;
         let Ok(bulk) = endpoint.open_bulk_session(command.id.issuer).await else {
             return;
@@ -45,18 +45,15 @@ pub(super) async fn send_file(endpoint: &Endpoint, transfers: &Transfers, comman
         let best = bulk.chunk_bytes();
         while let Some(frame) = frames.recv().await {
             chunk_bytes.set(best.get());
-            let Ok(parcel) = EncodedFrame::new(&frame) else {
+            let Ok(frame) = EncodedFrame::new(&frame) else {
                 return;
             };
-            if bulk
-                .send(Outgoing {
-                    frame: parcel,
-                    lane: Lane::Bulk,
-                    deadline: None,
-                })
-                .await
-                .is_err()
-            {
+            let outgoing = Outgoing {
+                frame,
+                lane: Lane::Bulk,
+                deadline: None,
+            };
+            if bulk.send(outgoing).await.is_err() {
                 return;
             }
         }
@@ -64,20 +61,20 @@ pub(super) async fn send_file(endpoint: &Endpoint, transfers: &Transfers, comman
     tokio::pin!(sending);
     let reply = tokio::select! {
         outcome = &mut outcome => outcome,
-        // Nobody takes chunks any more: the transfer sees it and says why.
+        // Nothing can be sent any more: the transfer notices that its channel is closed, and gives the reason.
         () = &mut sending => return ended(outcome.await),
     };
     let reply = ended(reply);
     if reply.state == Outcome::Done {
-        // All is read; the last chunks still wait for room, which never comes if the peer does not.
+        // The whole file is read. The last chunks wait for room, which never comes if the peer stays away.
         if tokio::time::timeout(REPLY_TIMEOUT, sending).await.is_err() {
-            return Reply::failed("the connection stood still before the last of the file was sent");
+            return Reply::failed("the connection stalled before the end of the file was sent");
         }
     }
     reply
 }
 
-/// What a peer sends over its connection for files, in order. A full disk queue holds back this peer only.
+/// Handles the frames of a peer's bulk session, in order. A full disk queue holds back this peer only.
 pub(super) async fn receive_files(
     context: CommandContext,
     bulk: PeerLink,
@@ -102,23 +99,23 @@ pub(super) async fn receive_files(
                         context.transfers.on_end(id, end);
                     }
                 }
-                Err(error) => tracing::warn!(%error, id = frame.header.id, "unreadable end of a file"),
+                Err(error) => tracing::warn!(%error, id = frame.header.id, "End of a file unreadable"),
             },
             Some(Kind::Command) => begin_transfer(&context, &bulk, *frame, deadline),
-            _ => tracing::debug!(kind = ?frame.header.kind, "frame not asked for"),
+            _ => tracing::debug!(kind = ?frame.header.kind, "Unexpected frame ignored"),
         }
     }
 }
 
-/// The command that announces a file. The transfer is known before the next frame is read. The reply goes back on
-/// the session that the command came on: there it is waited for.
+/// Begins the transfer that a command announces, before the next frame is read. The reply goes out on the same session,
+/// where the peer waits for it.
 fn begin_transfer(context: &CommandContext, link: &PeerLink, frame: Frame, deadline: Option<Instant>) {
     if frame.header.action.as_deref() != Some(FILE_TRANSFER) {
-        let reply = Reply::refused("only filetransfer comes on a connection for files");
+        let reply = Reply::refused("a bulk connection takes no other action than filetransfer");
         return context.reply_in_background(link, &frame.header, &reply);
     }
     if deadline.is_some_and(|deadline| clock::now() >= deadline) {
-        let reply = Reply::ended(Outcome::Expired, "too late when it arrived");
+        let reply = Reply::ended(Outcome::Expired, "its time to live had ended when it arrived");
         return context.reply_in_background(link, &frame.header, &reply);
     }
     let arguments = match parse_arguments(&frame) {
@@ -130,7 +127,7 @@ fn begin_transfer(context: &CommandContext, link: &PeerLink, frame: Frame, deadl
         epoch: frame.header.epoch.unwrap_or_default(),
         seq: frame.header.id.unwrap_or_default(),
     };
-    // A file that comes in sends nothing, so nobody reads this.
+    // An incoming file sends no frames.
     let (frames, _unread) = mpsc::channel(1);
     let chunk_bytes = link.chunk_bytes();
     let sink = ChunkSink { frames, chunk_bytes };

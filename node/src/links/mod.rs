@@ -1,14 +1,14 @@
-//! The node's links: commands come in over them, replies and files go out.
+//! The node's links: they bring commands and files, and take replies and files away.
 //!
 //! | task | owns | ends |
 //! |---|---|---|
-//! | links | the endpoint's events, a handle of each linked peer | at stop |
-//! | fleet keeper | what is remembered of the fleet | at stop |
-//! | one for each command | its reply | with the reply |
-//! | one for each peer that moves files | nothing: passes chunks on in order | with the peer's session |
+//! | links | the executor, the endpoint's events, a handle of each linked peer | at shutdown |
+//! | fleet store | the membership on its way to the disk | at shutdown |
+//! | one for each command that runs outside the executor | its reply | with the reply |
+//! | one for each peer that moves files | nothing: forwards chunks in order | with the peer's session |
 //!
-//! Invariant: links waits for no disk and no program. While it takes no events the sessions read nothing, and a stop would
-//! lie in the socket.
+//! Invariant: the links task waits for no disk and no program. While it reads no events, the sessions read no frames, and
+//! a stop would stay in the socket.
 
 mod commands;
 mod executor_driver;
@@ -55,10 +55,10 @@ use crate::status::{LinkView, Status};
 use crate::stop::{self, StopHandle};
 use crate::transfers::Transfers;
 
-/// How long what runs may take to end at shutdown, until its outcome is written.
+/// How long running actions may take at shutdown until their outcomes are journaled.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// How long a change of what this node can do is held back, so that a plug-in that comes and goes does not fill links.
+/// How long a change of the actions is held back, so that a plug-in that restarts in a loop does not fill the links.
 const CATALOG_DELAY: Duration = Duration::from_millis(200);
 
 /// The links of a running node.
@@ -66,7 +66,7 @@ const CATALOG_DELAY: Duration = Duration::from_millis(200);
 pub struct Links {
     endpoint: Endpoint,
     presence: Presence,
-    /// Cancelled once nothing runs any more.
+    /// Cancelled when the links task has ended.
     drained: CancellationToken,
     local_commands: LocalCommands,
 }
@@ -78,7 +78,7 @@ struct LinkedPeer {
     since: Instant,
 }
 
-/// What the tasks of commands and files need.
+/// What the tasks of commands and files share.
 #[derive(Clone)]
 struct CommandContext {
     stop_handle: StopHandle,
@@ -103,15 +103,15 @@ struct Task {
     peers: BTreeMap<PeerId, LinkedPeer>,
     instances: BTreeMap<PeerId, swarm_shared::proto::id::Instance>,
     notice_throttle: NoticeThrottle,
-    /// The sessions of stations that may command, for the dead-man.
+    /// The sessions of stations that may send commands, for the lost-link task.
     commanding_stations: watch::Sender<BTreeMap<PeerId, PeerLink>>,
 }
 
 impl Links {
-    /// Listens, looks for stations, and takes commands.
+    /// Starts the endpoint, discovery, the emergency stop and the links task.
     ///
     /// # Errors
-    /// Why it cannot: most often a port in use.
+    /// The port is in use, or the key or the keepalive is invalid.
     pub async fn start(node: &mut Node) -> anyhow::Result<Self> {
         let config = &node.config;
         let keepalive = &config.keepalive;
@@ -131,11 +131,11 @@ impl Links {
         let identity = Arc::new(Identity::new(node.key.clone())?);
         let (datagrams, datagrams_heard) = mpsc::channel(stop::DATAGRAMS_MAX);
         let (endpoint, mut events) = Endpoint::start(endpoint_config, identity)?;
-        let means = Methods {
+        let methods = Methods {
             mdns: config.mdns,
             pings: config.pings.then_some(config.ping_port),
         };
-        let mut presence = presence::start_with_stops(&endpoint, means, Some(datagrams))
+        let mut presence = presence::start_with_stops(&endpoint, methods, Some(datagrams))
             .context("cannot listen for pings")?;
         for addr in &config.stations {
             endpoint
@@ -148,19 +148,19 @@ impl Links {
         let listens = endpoint.listen_addr();
         node.status
             .update(|facts| facts.listen = Some(listens.to_string()));
-        tracing::info!(addr = %listens, "listening");
+        tracing::info!(addr = %listens, "Listening");
 
-        let (_none, nothing) = mpsc::channel(1);
+        let (_sender, taken) = mpsc::channel(1);
         let stop_handle = StopHandle::start(stop::Setup {
             endpoint: endpoint.clone(),
             config: config.emergency_stop.clone(),
             journal: node.journal.clone(),
             dedup: node.dedup.clone(),
-            relay: means.pings.map(|port| stop::Relay {
+            relay: methods.pings.map(|port| stop::Relay {
                 interfaces: presence.interfaces.clone(),
                 port,
             }),
-            links: std::mem::replace(&mut events.stops, nothing),
+            links: std::mem::replace(&mut events.stops, taken),
             datagrams: datagrams_heard,
             status: node.status.clone(),
             shutdown: node.shutdown.clone(),
@@ -214,14 +214,14 @@ impl Links {
         let fleets = endpoint.membership();
         node.tasks
             .spawn(async move { saver.save_fleet_changes(fleets, shutdown).await });
-        let (_none, nobody) = mpsc::channel(1);
+        let (_sender, taken) = mpsc::channel(1);
         let enrolment = Enrolment {
             endpoint: endpoint.clone(),
             keepalive,
             code: config.join.clone(),
             adoptable: config.adoptable,
             configured: config.stations.clone(),
-            discovered: std::mem::replace(&mut presence.station_candidates, nobody),
+            discovered: std::mem::replace(&mut presence.station_candidates, taken),
             requests: node.take_join_requests(),
             timeout: enrol::JOIN_CODE_TIMEOUT,
             store,
@@ -237,15 +237,15 @@ impl Links {
         })
     }
 
-    /// Where gateways hand in what they want done.
+    /// The handle by which gateways submit commands.
     pub fn local_commands(&self) -> LocalCommands {
         self.local_commands.clone()
     }
 
-    /// Waits until the outcomes of what ran are kept, says goodbye to all peers, and ends. The node's `stop` is
-    /// cancelled before.
+    /// Waits until the outcomes of running actions are journaled, then closes all links and ends. Cancel the node's
+    /// `shutdown` before.
     pub async fn shut_down(self) {
-        // The task itself gives up after that time.
+        // Bounded by `DRAIN_TIMEOUT`.
         self.drained.cancelled().await;
         self.presence.shutdown().await;
         self.endpoint.shutdown().await;
@@ -303,7 +303,7 @@ impl Task {
         }
     }
 
-    /// What runs is being killed: its outcomes are written, and told to whoever is linked.
+    /// Running actions are being killed: waits until their outcomes are journaled and sent to linked peers.
     async fn drain(&mut self) {
         self.driver.close(&self.context);
         let drained = async {
@@ -332,7 +332,7 @@ impl Task {
         if self.notice_throttle.should_report(notice, clock::now()) {
             tracing::warn!("{text}");
         } else {
-            tracing::debug!("again: {text}");
+            tracing::debug!("Repeated: {text}");
         }
         self.status.update(|facts| facts.last_refusal = Some(text));
     }
@@ -341,10 +341,10 @@ impl Task {
         match event {
             PeerEvent::Connected { peer, link, resumed } => self.on_connected(peer, link, resumed).await,
             PeerEvent::Silent(_) | PeerEvent::Responsive(_) => {}
-            PeerEvent::Disconnected { id, reason: why } => {
+            PeerEvent::Disconnected { id, reason } => {
                 self.context.stop_handle.remove_station(id).await;
                 if let Some(linked) = self.peers.remove(&id) {
-                    tracing::info!(peer = %linked.info.name, why, "link lost");
+                    tracing::info!(peer = %linked.info.name, reason, "Link lost");
                 }
                 self.update_link_status();
             }
@@ -375,17 +375,17 @@ impl Task {
     }
 
     async fn on_connected(&mut self, peer: Arc<PeerInfo>, link: PeerLink, resumed: bool) {
-        tracing::info!(peer = %peer.name, id = %peer.id.short(), addr = %peer.addr, resumed, "linked");
+        tracing::info!(peer = %peer.name, id = %peer.id.short(), addr = %peer.addr, resumed, "Linked");
         let restarted = self
             .instances
             .insert(peer.id, peer.instance)
             .is_some_and(|run| run != peer.instance);
         if restarted {
-            // Its files were of the process that is gone.
+            // Its transfers belonged to the process that has ended.
             self.context.transfers.on_peer_lost(peer.id);
         }
         if peer.kind == PeerKind::Station && peer.listen_addr.port() != 0 {
-            // Aside: a memory card may take seconds, and an emergency stop is not to wait for it.
+            // In a task of its own: a memory card may take seconds, and an emergency stop must not wait for it.
             let (store, listens) = (self.store.clone(), peer.listen_addr);
             self.context
                 .tasks
@@ -411,7 +411,7 @@ impl Task {
         self.update_link_status();
     }
 
-    /// What this node can do has changed.
+    /// The actions of this node have changed: sends them to all linked stations.
     fn send_catalogs(&self) {
         let stations = self
             .peers
@@ -437,19 +437,19 @@ impl Task {
     }
 }
 
-/// Tells a station what this node can do. A station that does not hear it takes every action for an ordinary one.
+/// Sends a station the list of this node's actions. A station without it treats every action as an ordinary one.
 fn send_catalog(link: &PeerLink, catalog: &ActionCatalog) {
     let sent = EncodedFrame::new(&Frame::json(Kind::Offer, catalog))
         .map_err(|error| error.to_string())
-        .and_then(|parcel| {
+        .and_then(|frame| {
             let outgoing = Outgoing {
-                frame: parcel,
+                frame,
                 lane: Lane::Control,
                 deadline: None,
             };
             link.try_send(outgoing).map_err(|error| error.to_string())
         });
     if let Err(error) = sent {
-        tracing::warn!(peer = %link.id().short(), error, "it is not told what this node can do");
+        tracing::warn!(peer = %link.id().short(), error, "List of actions not sent");
     }
 }

@@ -1,4 +1,4 @@
-//! Transfers as a peer meets them.
+//! Transfers through their public interface, as the links use it.
 
 use std::path::PathBuf;
 

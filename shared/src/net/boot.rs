@@ -1,4 +1,4 @@
-//! Which boot of this machine it is, and how long it has lasted.
+//! The boot id of this machine, and the time since boot.
 //!
 //! Within one boot, time since its start measures exactly and counts sleep, whatever becomes of the wall clock. That
 //! makes deadlines that outlive a program: see the station's store.
@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// Where the kernel says which boot it is: a random id that is new each time.
+/// The kernel's boot id: random, and new at each boot.
 const BOOT_ID_FILE: &str = "/proc/sys/kernel/random/boot_id";
 
-/// This boot's id; empty if the kernel does not say, which equals no boot.
+/// This boot's id; empty if the kernel has none, which equals no other id.
 pub fn id() -> String {
     std::fs::read_to_string(BOOT_ID_FILE).map_or_else(|_no_proc| String::new(), |id| id.trim().to_owned())
 }

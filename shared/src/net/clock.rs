@@ -1,12 +1,12 @@
-//! The one place where clocks are read.
+//! The only file that reads clocks.
 //!
 //! [`now`] counts the time that the machine was suspended (`CLOCK_BOOTTIME`): a command that was to run within two
 //! seconds is late after an hour's sleep. The runtime's timers do not count it (`CLOCK_MONOTONIC`), and neither does
-//! [`Instant::elapsed`]. So whoever waits for an instant of this clock waits with [`sleep_until`] or [`timeout_at`],
-//! and whoever measures from one asks [`since`]; `clippy.toml` bans the others.
+//! [`Instant::elapsed`]. So code waits for an instant of this clock by [`sleep_until`] or [`timeout_at`], and measures
+//! from one by [`since`]; `clippy.toml` bans the others.
 //!
-//! A timer that was set before a suspend rings late, by no more than was left of it then: what hangs on it, such as a
-//! heartbeat, is late once. What must not be late does not rely on timers; it compares with [`now`] when it acts.
+//! A timer that was set before a suspend fires late, by at most its remaining time: a heartbeat, for instance, is late
+//! once. Code that must not be late compares with [`now`] when it acts and does not rely on timers.
 #![allow(
     clippy::disallowed_methods,
     reason = "everything else asks here, so that a test can see who reads a clock"
@@ -66,7 +66,7 @@ pub fn since(then: Instant) -> Duration {
 pub fn to_tokio_instant(at: Instant) -> tokio::time::Instant {
     let left = at.saturating_duration_since(now());
     let from = tokio::time::Instant::now();
-    // Too far for the clock is too far for anybody to see.
+    // Beyond the clock's range the exact value does not matter.
     from.checked_add(left).unwrap_or(from + FAR_FUTURE)
 }
 

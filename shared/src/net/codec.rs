@@ -9,7 +9,7 @@ use tokio_util::codec::{Decoder, Encoder};
 
 use crate::proto::wire::{Frame, FrameLimits, FrameReader, WireError};
 
-/// Why a stream of frames ended.
+/// Why a stream of frames cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum CodecError {
     /// The bytes are not frames.

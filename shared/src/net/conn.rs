@@ -37,7 +37,7 @@ pub(crate) enum IoProgress {
     Closed,
 }
 
-/// A process that is killed closes its connection without TLS's good-bye: that says all there is to say.
+/// A killed process closes its connection without TLS's close_notify; that is not worth an error text about TLS.
 fn describe_eof(error: io::Error) -> io::Error {
     if error.kind() == io::ErrorKind::UnexpectedEof {
         return io::Error::new(io::ErrorKind::UnexpectedEof, "the connection broke off");
@@ -54,12 +54,12 @@ pub enum ReadError {
     /// What came is not a frame.
     #[error(transparent)]
     Wire(#[from] WireError),
-    /// The peer closed the connection without a word.
+    /// The peer closed the connection between two frames.
     #[error("the other side closed the connection")]
     Closed,
 }
 
-/// See the module.
+/// A connection with its read and write buffers.
 pub(crate) struct Conn {
     io: Box<dyn Transport>,
     reader: FrameReader,
@@ -68,7 +68,7 @@ pub(crate) struct Conn {
     last_read_was_full: bool,
     pub(crate) output: OutBuffer,
     unflushed: bool,
-    /// Why nothing can be written any more. What the peer said before is still read: it may be the reason.
+    /// Why nothing can be written any more. What the peer sent before is still read: it may contain the reason.
     write_error: Option<io::Error>,
 }
 
@@ -95,7 +95,7 @@ impl Conn {
         }
     }
 
-    /// Changes the caps: the peer has proved who it is.
+    /// Changes the caps, once the peer is authenticated.
     pub(crate) fn set_limits(&mut self, limits: FrameLimits) {
         self.reader.set_limits(limits);
     }
@@ -104,7 +104,7 @@ impl Conn {
     pub(crate) fn next_frame(&mut self) -> Result<Option<Frame>, WireError> {
         let frame = self.reader.next_frame(&mut self.input)?;
         if frame.is_none() && self.input.is_empty() {
-            // A quiet link keeps no buffer.
+            // An idle link keeps no buffer.
             self.input = BytesMut::new();
         }
         Ok(frame)
@@ -204,12 +204,12 @@ impl Conn {
         Ok(())
     }
 
-    /// Writes everything that waits, closes the connection in good order, and waits until the peer has closed its
-    /// side: bytes of the peer that nobody reads would make the kernel throw away our last words. Bound it in time.
+    /// Flushes, shuts down the write side, and reads until the peer closes: unread bytes of the peer would make the kernel
+    /// reset the connection and drop the last frames. Use it with a time-out.
     pub(crate) async fn close(mut self) -> io::Result<()> {
         self.flush().await?;
         poll_fn(|cx| Pin::new(&mut self.io).poll_shutdown(cx)).await?;
-        // How the peer leaves does not matter.
+        // It does not matter how the peer closes.
         while let Ok(1..) = poll_fn(|cx| self.poll_read_in(cx)).await {
             self.input.clear();
         }

@@ -1,9 +1,8 @@
-//! From a fresh TCP connection to a peer that is known and allowed: TLS, then one hello each way.
+//! The handshake that turns a TCP connection into an authenticated one: TLS, then one hello each way.
 //!
-//! The side that was dialled speaks first, so that a dialler shows its name and grant only to a member of its own
-//! fleet. Nothing that a peer says is acted on before its grant is good; all of it happens within
-//! [`PREAUTH_TIMEOUT`] and the caps of [`Limits::PREAUTH`]. Whoever is refused is told why, for which there is
-//! [`REFUSE_GRACE`].
+//! The accepting side sends its hello first, so that a dialler shows its name and grant only to a member of its own
+//! fleet. Nothing that a peer says has an effect before its grant is verified. The handshake is bounded by
+//! [`PREAUTH_TIMEOUT`] and the caps of [`FrameLimits::PREAUTH`]. A refused peer is sent the reason.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -26,22 +25,22 @@ use crate::proto::session::simultaneous_open::DialedBy;
 use crate::proto::trust::{Grant, Membership, SigningKey};
 use crate::proto::wire::{Frame, FrameLimits, Kind, WireError};
 
-/// How long a peer has to prove who it is.
+/// How long a handshake may take.
 pub const PREAUTH_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long telling a peer that it is refused may take.
+/// How long sending a refusal may take.
 pub const REFUSE_GRACE: Duration = Duration::from_secs(1);
 
-/// Who this program is on every link: its key, and this run of its process.
+/// The identity of this program on every link.
 #[derive(Debug)]
 pub struct Identity {
-    /// What others know it by.
+    /// The key; its hash is the id by which peers know this program.
     pub key: SigningKey,
-    /// Drawn at random at start.
+    /// This run of the process, drawn at random at start.
     pub instance: Instance,
 }
 
 impl Identity {
-    /// A key in a new run.
+    /// An identity with a new run.
     ///
     /// # Errors
     /// [`NoRandomness`].
@@ -53,25 +52,25 @@ impl Identity {
     }
 }
 
-/// What a peer tells of itself besides its key.
+/// What a peer's hello says besides its key.
 #[derive(Clone, Debug)]
 pub struct Profile {
-    /// Its name.
+    /// The peer's name, which need not be unique.
     pub name: NodeName,
-    /// Its tags, for selectors.
+    /// Tags, which selectors match.
     pub tags: BTreeMap<String, String>,
-    /// The TCP port that it listens on; 0 if none.
+    /// The TCP port that the peer listens on; 0 if none.
     pub port: u16,
 }
 
 /// This side of every link.
 #[derive(Clone)]
 pub struct LocalPeer {
-    /// What this program is.
+    /// Node or station.
     pub kind: PeerKind,
-    /// Key and run.
+    /// Key and run of the process.
     pub identity: Arc<Identity>,
-    /// Name, tags, port; they may change while links are up.
+    /// Name, tags and port; they may change while links are open.
     pub profile: watch::Receiver<Profile>,
     /// The fleet; `None` until this side has joined one.
     pub membership: watch::Receiver<Option<Arc<Membership>>>,
@@ -88,19 +87,19 @@ impl std::fmt::Debug for LocalPeer {
     }
 }
 
-/// A peer that has said who it is and may stay.
+/// A connection whose peer is authenticated and permitted.
 #[derive(Debug)]
 pub(crate) struct AuthenticatedConn {
     pub(crate) conn: Conn,
     pub(crate) key: PublicKey,
     pub(crate) hello: Hello,
-    /// Absent on [`Channel::Join`] only.
+    /// The peer's grant; `None` on [`Channel::Join`] only.
     pub(crate) grant: Option<Grant>,
     pub(crate) dialler: DialedBy,
     pub(crate) addr: SocketAddr,
-    /// Binds proofs to this connection.
+    /// The TLS exporter's value, which binds proofs to this connection.
     pub(crate) exporter: [u8; 32],
-    /// A stranger's place among those that may be greeted at once; kept until it is told what becomes of it.
+    /// The slot of an accepted connection among the unauthenticated ones, held until the link is attached or refused.
     pub(crate) preauth_slot: Option<SlotGuard>,
 }
 
@@ -110,38 +109,38 @@ pub enum HandshakeError {
     /// TCP or TLS failed.
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// The connection ended or was not understood.
+    /// The connection ended, or its frames were invalid.
     #[error("{0}")]
     Read(#[from] ReadError),
     /// A frame of ours could not be encoded.
     #[error("{0}")]
     Wire(#[from] WireError),
-    /// TLS told no usable key.
+    /// TLS gave no usable key of the peer.
     #[error("{0}")]
     Tls(#[from] tls::TlsError),
-    /// It took longer than [`PREAUTH_TIMEOUT`].
+    /// The handshake took longer than [`PREAUTH_TIMEOUT`].
     #[error("no hello within {} s", PREAUTH_TIMEOUT.as_secs())]
     TimedOut,
     /// The peer refused us.
     #[error("refused by the peer: {0}")]
     RefusedByPeer(Refused),
-    /// We refused the peer, and told it why.
+    /// This side refused the peer, and sent it the reason.
     #[error("refused: {refused}")]
     RefusedByUs {
         /// The peer's key.
         key: PublicKey,
-        /// What it calls itself, if it got as far as that.
+        /// The peer's name; `None` before its hello.
         name: Option<NodeName>,
-        /// Why.
+        /// The reason that was sent.
         refused: Refused,
     },
 }
 
-/// Why a greeting ended.
+/// Why a handshake ended.
 enum HandshakeFailure {
-    /// There is nobody to be told.
+    /// The connection is unusable.
     Error(HandshakeError),
-    /// The peer is to be told why.
+    /// The peer is to be sent the reason.
     Refused(Box<PendingRefusal>),
 }
 
@@ -158,7 +157,7 @@ impl<E: Into<HandshakeError>> From<E> for HandshakeFailure {
     }
 }
 
-/// Waits for a greeting, and tells the peer if it is refused.
+/// Bounds a handshake in time, and sends the refusal if there is one.
 async fn with_preauth_timeout(
     handshake: impl Future<Output = Result<AuthenticatedConn, HandshakeFailure>>,
 ) -> Result<AuthenticatedConn, HandshakeError> {
@@ -179,7 +178,7 @@ async fn with_preauth_timeout(
     }
 }
 
-/// Tells a peer why it is refused, and closes the connection.
+/// Sends a refusal, and closes the connection.
 pub(crate) async fn refuse(mut conn: Conn, refused: &Refused) {
     let sent = async {
         conn.queue_frame(&Frame::json(Kind::Refused, refused))
@@ -187,12 +186,12 @@ pub(crate) async fn refuse(mut conn: Conn, refused: &Refused) {
         conn.close().await
     };
     if !matches!(timeout(REFUSE_GRACE, sent).await, Ok(Ok(()))) {
-        tracing::debug!(%refused, "the peer may have gone before it was told");
+        tracing::debug!(%refused, "Refusal not sent: the peer may have gone");
     }
 }
 
 impl LocalPeer {
-    /// This side, ready for TLS.
+    /// This side of all links, with its TLS configurations.
     ///
     /// # Errors
     /// [`tls::TlsError`] if the key cannot be used.
@@ -214,7 +213,7 @@ impl LocalPeer {
         })
     }
 
-    /// Greets a peer that dialled us.
+    /// The handshake on an accepted connection.
     pub(crate) async fn accept(
         &self,
         tcp: TcpStream,
@@ -230,7 +229,7 @@ impl LocalPeer {
         with_preauth_timeout(handshake).await
     }
 
-    /// Greets a peer that we dialled.
+    /// The handshake on a dialled connection.
     pub(crate) async fn dial(
         &self,
         tcp: TcpStream,
@@ -260,7 +259,7 @@ impl LocalPeer {
         exporter: [u8; 32],
         addr: SocketAddr,
     ) -> Result<AuthenticatedConn, HandshakeFailure> {
-        // The dialler says what the connection is for; this word of ours decides nothing.
+        // The dialler decides the channel; the value in this hello has no effect.
         conn.queue_frame(&Frame::json(Kind::Hello, &self.hello(Channel::Control)))?;
         let (conn, hello) = read_hello(conn, key).await?;
         let channel = hello.channel;
@@ -314,7 +313,7 @@ impl LocalPeer {
             tags: profile.tags,
             software: env!("CARGO_PKG_VERSION").to_owned(),
             fleet_state: membership.as_ref().map_or(0, |m| m.state_number()),
-            // A join is between strangers: who is asked to join shows no grant.
+            // The sides of a join do not share a fleet yet, so no grant is shown.
             grant: membership
                 .filter(|_| channel != Channel::Join)
                 .map(|m| m.grant().clone()),

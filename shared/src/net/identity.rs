@@ -2,7 +2,7 @@
 //!
 //! A key file is two lines of text, mode 0600: a header that says which key it is, and the 32-byte seed as 64
 //! hexadecimal digits. The headers differ, so that one kind of key is never taken for the other. A key that other
-//! users of the machine could have read is refused, not mended: nobody knows who has it by now.
+//! users of the machine could have read is refused, not repaired: a copy of it may exist.
 
 use std::fs::File;
 use std::io::ErrorKind;
@@ -14,10 +14,10 @@ use super::state_file::{self, MODE_SECRET, StateFileError};
 use crate::proto::hex;
 use crate::proto::trust::SigningKey;
 
-/// Which key.
+/// The key files of a state directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyFile {
-    /// Who this peer is.
+    /// The key that identifies this peer.
     Identity,
     /// The fleet's root, which only the station that made the fleet has.
     FleetRoot,
@@ -47,7 +47,7 @@ impl KeyFile {
     }
 }
 
-/// Why there is no key.
+/// Why a key could not be loaded or made.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     /// The file cannot be read or written.
@@ -56,21 +56,21 @@ pub enum IdentityError {
     /// A new key could not be drawn.
     #[error(transparent)]
     NoRandomness(#[from] NoRandomness),
-    /// Others could have read it.
+    /// Other users of the machine could have read the file.
     #[error(
         "{path} has mode {mode:04o}, so other users of this machine can read the key: type `chmod 600 {path}` if you \
          trust them all, or {remedy}",
         path = path.display()
     )]
     Exposed {
-        /// The file.
+        /// The key file.
         path: PathBuf,
-        /// Its permission bits.
+        /// The file's permission bits.
         mode: u32,
         /// What to do about the key.
         remedy: &'static str,
     },
-    /// It is no key file, or another kind of key.
+    /// The file is not a key file, or holds the other kind of key.
     #[error(
         "{path} is not what it should be: a line {header:?} and a line of 64 hexadecimal digits; put it back from a \
          copy, or {remedy}",
@@ -79,7 +79,7 @@ pub enum IdentityError {
     Malformed {
         /// The file.
         path: PathBuf,
-        /// What its first line has to be.
+        /// The first line that a file of this kind has.
         header: &'static str,
         /// What to do about the key.
         remedy: &'static str,
@@ -97,7 +97,7 @@ pub fn load(dir: &Path, which: KeyFile) -> Result<Option<SigningKey>, IdentityEr
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(state_file::io_error("read", &path)(error).into()),
     };
-    // Asked of the open file, so that it is the mode of what is read.
+    // The mode of the open file, so that it is the one of what is read.
     let metadata = file.metadata().map_err(state_file::io_error("read", &path))?;
     let mode = metadata.permissions().mode() & 0o7777;
     if mode & 0o077 != 0 {

@@ -21,40 +21,40 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Why joining failed. Nothing has changed; it can be tried again.
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
-    /// Nobody answered there.
+    /// The station could not be reached.
     #[error(transparent)]
     Socket(#[from] SocketError),
-    /// The connection did not get as far as the question.
+    /// The handshake failed.
     #[error(transparent)]
     Handshake(#[from] HandshakeError),
-    /// The station said no.
+    /// The station refused.
     #[error("the station refused: {0}")]
     Refused(Refused),
-    /// The station did not answer.
+    /// The connection ended without an answer.
     #[error("the station at {0} did not answer; try again")]
     NoAnswer(SocketAddr),
-    /// The station answered something else.
+    /// The answer is not a valid one.
     #[error("the station's answer is unreadable: {0}")]
     Unreadable(#[from] JsonError),
-    /// The station is not the one that gave the code out.
+    /// The station does not hold the invitation.
     #[error(
-        "the program at {addr} does not hold this invitation (its fleet is {fleet}): somebody else answers there, or \
+        "the program at {addr} does not hold this invitation (its fleet is {fleet}): another program answers there, or \
          the code is of another fleet"
     )]
     Impostor {
-        /// Who answered.
+        /// The address that was dialled.
         addr: SocketAddr,
-        /// Which fleet it showed.
+        /// The fingerprint of the fleet that the program showed.
         fleet: String,
     },
-    /// What the station signed does not hold.
+    /// The grant in the answer is not valid.
     #[error("the station's grant is not good: {0}")]
     Trust(#[from] TrustError),
 }
 
-/// Asks the station at `addr` to take this program into its fleet. With an invitation, only the station that gave it
-/// out is believed. Without one, whoever answers is (trust on first use), and the call waits up to
-/// [`JOIN_WAIT`] for the operator there.
+/// Asks the station at `addr` to take this program into its fleet. With an invitation, the station has to prove that it
+/// holds it. Without one, any station is trusted (trust on first use), and the call waits up to [`JOIN_TIMEOUT`] for its
+/// operator.
 ///
 /// # Errors
 /// [`JoinError`], which says what was wrong and what to do.
@@ -67,7 +67,7 @@ pub async fn join(
     join_with_callback(local, keepalive, addr, invitation, |_name| {}).await
 }
 
-/// As [`join`]; `found` is told, once, what the program that answers calls itself. It has proved nothing by then.
+/// As [`join`]; calls `found` once with the name in the station's hello, which is not verified by then.
 ///
 /// # Errors
 /// As [`join`].

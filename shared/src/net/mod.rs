@@ -1,4 +1,4 @@
-//! The half that carries out: sockets, TLS, discovery, files, timers and tasks.
+//! The half that performs I/O for [`proto`](crate::proto): sockets, TLS, discovery, files, timers and tasks.
 
 pub mod boot;
 pub mod clever_show;

@@ -1,4 +1,4 @@
-//! The one place where randomness is drawn.
+//! The only file that draws randomness.
 
 use ring::rand::{SecureRandom as _, SystemRandom};
 
@@ -19,7 +19,7 @@ pub fn bytes<const N: usize>() -> Result<[u8; N], NoRandomness> {
     Ok(bytes)
 }
 
-/// A random number to spread retries with; 0 if there is none to be had, which only makes them meet.
+/// A random number that spreads retries; 0 if the system gives none, which only makes retries coincide.
 pub fn jitter() -> u64 {
     bytes().map_or(0, u64::from_le_bytes)
 }

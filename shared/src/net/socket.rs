@@ -128,7 +128,7 @@ impl KeepaliveConfig {
 /// Why there is no socket.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    /// Somebody else listens there.
+    /// Another program listens on the port.
     #[error(
         "port {port} is in use by another program; stop it or choose another with --listen",
         port = .0.port()
@@ -146,18 +146,18 @@ pub enum SocketError {
         port = .0.port()
     )]
     NotAllowed(SocketAddr),
-    /// The peer's machine answered, its program did not.
+    /// The peer's machine refused the connection: no program listens there.
     #[error("nothing listens at {0}; is the program running there, on that port?")]
     Refused(SocketAddr),
     /// No answer at all.
     #[error("{addr} did not answer within {timeout:?}; is it on, and on this network?")]
     TimedOut {
-        /// Who was called.
+        /// The address that was dialled.
         addr: SocketAddr,
-        /// How long we waited.
+        /// The time-out that elapsed.
         timeout: Duration,
     },
-    /// There is no way there.
+    /// The address is not reachable.
     #[error("no route to {addr}: {source}; is this machine on the peer's network?")]
     Unreachable {
         /// Who was called.
@@ -170,7 +170,7 @@ pub enum SocketError {
     Other {
         /// `listen on`, `connect to` or `set up the connection with`.
         what: &'static str,
-        /// Ours, or the peer's.
+        /// The local or the peer's address.
         addr: SocketAddr,
         /// What the kernel said.
         source: io::Error,
@@ -282,12 +282,12 @@ impl AcceptedSocket {
         Self(stream.as_fd().try_clone_to_owned().ok())
     }
 
-    /// Its purpose is known.
+    /// Sets the options for the purpose that the hello named.
     pub(crate) fn set_traffic_class(self, traffic_class: TrafficClass) {
         if let Some(socket) = self.0
             && let Err(error) = SockRef::from(&socket).set_tcp_notsent_lowat(traffic_class.notsent_lowat())
         {
-            tracing::debug!(%error, "a connection keeps its small buffer");
+            tracing::debug!(%error, "Send buffer not enlarged");
         }
     }
 }
@@ -447,7 +447,7 @@ mod tests {
             .expect_err("closed");
         assert!(matches!(error, SocketError::Refused(_)), "{error}");
 
-        // A full queue of connections that nobody accepts makes the kernel drop further calls without a word.
+        // A full queue of connections that are not accepted makes the kernel drop further ones silently.
         let silent = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
         let any: SocketAddr = "127.0.0.1:0".parse().expect("address");
         silent.bind(&any.into()).expect("a free port");

@@ -28,18 +28,18 @@ pub enum StateFileError {
     Io {
         /// What was tried.
         doing: &'static str,
-        /// On which file.
+        /// The file.
         path: PathBuf,
         /// What the system says.
         fault: io::Error,
     },
-    /// It cannot be one of ours.
+    /// The content is not that of a state file.
     #[error(
         "{path} is longer than the {STATE_FILE_BYTES_MAX} bytes of any state file: it is not ours; move it away",
         path = path.display()
     )]
     TooLong {
-        /// Which file.
+        /// The file.
         path: PathBuf,
     },
     /// No directory can hold it.
@@ -116,11 +116,11 @@ pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), StateFil
 /// [`StoreError`].
 pub fn create_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<bool, StateFileError> {
     let temp = TempFile::write(path, bytes, mode)?;
-    // A second name for the same file, unlike renaming, never replaces what another process was quicker to write.
+    // A hard link, unlike a rename, never replaces a file that another process has written meanwhile.
     match fs::hard_link(&temp.path, path) {
         Ok(()) => sync_dir(temp.dir).map(|()| true),
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
-        // File systems of memory cards have no second names; there the window between look and rename stays.
+        // FAT has no hard links; there a race between check and rename remains.
         Err(_) if matches!(path.try_exists(), Ok(false)) => {
             fs::rename(&temp.path, path).map_err(io_error("create", path))?;
             sync_dir(temp.dir).map(|()| true)
@@ -155,7 +155,7 @@ impl<'a> TempFile<'a> {
             .open(&path)
             .map_err(io_error("write", target))?;
         let temp = Self { path, dir };
-        // The mode at opening passes through the umask; this one does not.
+        // The mode at creation is subject to the umask; this one is not.
         file.set_permissions(fs::Permissions::from_mode(mode))
             .and_then(|()| file.write_all(bytes))
             .and_then(|()| file.sync_all())

@@ -6,14 +6,14 @@ use std::path::PathBuf;
 
 use clap::Parser;
 use swarm_tests::measure::{
-    SeededFleet, durable, fanout, file, gateways, idle, node_host, raise_file_limit, reconnect, recovery,
+    SeededFleet, bare_tcp, durable, fanout, file, gateways, idle, node_host, raise_file_limit, reconnect, recovery,
     saturated, silence, stop, stop_host,
 };
 
 /// Measures the product on this machine. Build it with --release, and leave the machine alone meanwhile.
 #[derive(Parser)]
 enum Measurement {
-    /// One command to many linked nodes until the last has answered.
+    /// One command to many linked nodes until the last reply, and the same over bare TCP.
     Fanout {
         /// How many nodes, separated by commas.
         #[arg(long, value_delimiter = ',', default_value = "16,64,256,1000")]
@@ -134,6 +134,17 @@ enum Measurement {
         station: SocketAddr,
     },
     #[command(hide = true)]
+    TcpHost {
+        #[arg(long)]
+        seed: String,
+        #[arg(long)]
+        first: u32,
+        #[arg(long)]
+        count: u32,
+        #[arg(long)]
+        station: SocketAddr,
+    },
+    #[command(hide = true)]
     StationHost {
         #[arg(long)]
         seed: String,
@@ -146,7 +157,7 @@ fn main() -> anyhow::Result<()> {
     raise_file_limit()?;
     let what = Measurement::parse();
     // As the programs themselves do: a node has one thread, a station one for each core.
-    let mut runtime = if matches!(what, Measurement::NodeHost { .. } | Measurement::StopHost(_)) {
+    let mut runtime = if matches!(what, Measurement::NodeHost { .. } | Measurement::TcpHost { .. } | Measurement::StopHost(_)) {
         tokio::runtime::Builder::new_current_thread()
     } else {
         tokio::runtime::Builder::new_multi_thread()
@@ -218,6 +229,7 @@ async fn run(what: Measurement) -> anyhow::Result<()> {
             count,
             station,
         } => node_host::run_nodes(SeededFleet::parse(&seed)?, first, count, station).await,
+        Measurement::TcpHost { count, station, .. } => bare_tcp::run_nodes(count, station).await,
         Measurement::StationHost { seed, listen } => {
             node_host::run_station(SeededFleet::parse(&seed)?, listen).await
         }

@@ -1,6 +1,6 @@
 //! Commands that act, with everything durable: a station's whole engine with its store on disk, in this process; real
 //! `swarm-node` processes with their journals. The action is `log`, the cheapest that is written down: it runs no
-//! program, so that what is measured is the writing, the sending and the telling.
+//! program, so that only writing, sending and reporting are measured.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,7 +29,7 @@ use crate::process::Process;
 /// Quiet time after linking, so that self-checks are over.
 const SETTLE: Duration = Duration::from_secs(2);
 
-/// What is done.
+/// Options of the measurement.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
     /// How many nodes each command goes to, separated by commas.
@@ -206,7 +206,7 @@ fn node_name(number: usize) -> String {
     format!("node-{number}")
 }
 
-/// One command to all nodes until its last outcome is told, and so stored, in milliseconds.
+/// One command to all nodes until its last outcome is reported, and so stored, in milliseconds.
 async fn run_command(fleet: &Fleet, nodes: usize) -> anyhow::Result<f64> {
     let mut arguments = Arguments::default();
     arguments.kwargs.insert("lines".to_owned(), 1.into());

@@ -23,13 +23,13 @@ use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 use super::node_host::NodeHosts;
-use super::{Samples, SeededFleet, Table, cpu_time};
+use super::{Samples, SeededFleet, Table, bare_tcp, cpu_time};
 
 /// How long anything may take before the measurement is given up.
 const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// Quiet time after linking, so that rosters and self-checks are over.
 const SETTLE: Duration = Duration::from_secs(2);
-/// Pause between two commands: long enough for acknowledgements that were delayed.
+/// Pause between two commands.
 const PAUSE: Duration = Duration::from_millis(40);
 /// Most commands in flight to each node while pipelining.
 const PIPELINE_DEPTH: usize = 128;
@@ -69,8 +69,26 @@ pub async fn links(sizes: &[u32], runs: usize, processes: u32) -> anyhow::Result
         );
         table.add_row("  processor time of the station", "ms", &cpu);
         table.add_row("  processor time of the nodes", "ms", &hosts_cpu);
+        drop(station);
+        add_baseline(&mut table, &latency, *nodes, runs, processes).await?;
     }
     Ok(table.print()?)
+}
+
+/// Adds the same round trips over bare TCP, and how many times longer ours take.
+async fn add_baseline(
+    table: &mut Table,
+    ours: &Samples,
+    nodes: u32,
+    runs: usize,
+    processes: u32,
+) -> anyhow::Result<()> {
+    let bare = bare_tcp::round_trips(nodes, runs, processes, PAUSE).await?;
+    let mut ratio = Samples::default();
+    ratio.add(ours.median() / bare.median());
+    table.add_row("  bare TCP", "ms", &bare);
+    table.add_row("  ours to bare TCP, medians", "times", &ratio);
+    Ok(())
 }
 
 /// Many commands in flight to each node.
@@ -158,10 +176,10 @@ impl Station {
         frame.header.lane = Some(Lane::Control);
         frame.header.id = Some(self.next_id);
         frame.header.epoch = Some(1);
-        let parcel = EncodedFrame::new(&frame)?;
+        let encoded = EncodedFrame::new(&frame)?;
         for link in &self.links {
             let outgoing = Outgoing {
-                frame: parcel.clone(),
+                frame: encoded.clone(),
                 lane: Lane::Control,
                 deadline: Some(until),
             };
@@ -219,7 +237,7 @@ pub async fn engine(sizes: &[u32], runs: usize, processes: u32) -> anyhow::Resul
         count_done(&fleet, FleetRequest::Init).await?;
         let root = identity::load(dir.path(), KeyFile::FleetRoot)?.context("no root key")?;
         let members = SeededFleet::from_seed(*root.seed())?;
-        let _hosts = NodeHosts::start(&members, *nodes, processes, engine.listen_addr())?;
+        let hosts = NodeHosts::start(&members, *nodes, processes, engine.listen_addr())?;
         let all_linked = async {
             while count_online(&fleet).await? < *nodes as usize {}
             anyhow::Ok(())
@@ -247,6 +265,8 @@ pub async fn engine(sizes: &[u32], runs: usize, processes: u32) -> anyhow::Resul
         );
         table.add_row("  processor time of the station", "ms", &cpu);
         engine.shut_down().await;
+        drop(hosts);
+        add_baseline(&mut table, &latency, *nodes, runs, processes).await?;
     }
     Ok(table.print()?)
 }
@@ -265,7 +285,7 @@ pub(super) fn ping_request() -> ActRequest {
     }
 }
 
-/// Reads the events of a request to the end; returns how many deliveries were done.
+/// Reads the events of a request to the end; returns how many deliveries ended `done`.
 pub(super) async fn count_done(fleet: &Fleet, request: impl Into<Request>) -> anyhow::Result<usize> {
     let mut events = fleet.perform(request).await;
     let mut done = 0;

@@ -1,8 +1,8 @@
-//! What the fleet feels of a crowd at its gateways: `ping all` timed while nobody is there, while each door has its crowd,
-//! and while all have.
+//! The effect of crowds at the gateways on the fleet: `ping all` without any client, with a crowd at each gateway, and with
+//! crowds at all of them.
 //!
 //! The station is a real `serve` process. Half of a crowd behaves: each asks once a second and reads its answers. The
-//! other half does not; see `crowd`. Each client has an address of its own, so that the bounds for one address count
+//! other half does not; see `client_load`. Each client has an address of its own, so that the bounds for one address count
 //! as they would on a network. A crowd that is closed out comes again.
 
 mod client_load;
@@ -42,7 +42,7 @@ pub struct Options {
         default_value = "clever-show,platypush-tcp,platypush-http,socktools,knut"
     )]
     gateways: Vec<Gateway>,
-    /// Connections at each door, half of which misbehave.
+    /// Connections at each gateway, half of which misbehave.
     #[arg(long, default_value_t = 500)]
     connections: u16,
     #[arg(long, default_value_t = 50)]
@@ -84,7 +84,7 @@ pub async fn run(options: &Options) -> anyhow::Result<()> {
     let quiet = time_pings(&station, options).await?;
     let mut table = Table::new();
     table.add_row(
-        format!("ping of {} nodes, nobody at the gateways", options.nodes),
+        format!("ping of {} nodes, no client at the gateways", options.nodes),
         "ms",
         &quiet,
     );
@@ -93,8 +93,8 @@ pub async fn run(options: &Options) -> anyhow::Result<()> {
     let all = (gateways.len() > 1).then_some(&gateways[..]);
     for at in each.chain(all) {
         let name = match at {
-            [(door, _)] => door.config_table(),
-            _ => "every door",
+            [(gateway, _)] => gateway.config_table(),
+            _ => "every gateway",
         };
         // Each as soon as it is known: a crowd takes its time.
         let mut table = Table::new();
@@ -106,9 +106,9 @@ pub async fn run(options: &Options) -> anyhow::Result<()> {
         let seconds = clock::since(started).as_secs_f64();
         let served = crowd.finish().await;
         let (clients, count) = (options.connections, served.reply_times.count());
-        // clever-show's drones ask for nothing: they are asked, and here nobody asks them.
-        let asks = at.iter().any(|(door, _)| *door != Gateway::CleverShow);
-        ensure!(count > 0 || !asks, "nobody who behaves was served at {name}");
+        // clever-show's drones send no requests: the station asks them, which it does not do here.
+        let asks = at.iter().any(|(gateway, _)| *gateway != Gateway::CleverShow);
+        ensure!(count > 0 || !asks, "no well-behaved client was served at {name}");
         table.add_row(format!("the same, {clients} connections at {name}"), "ms", &loud);
         let mut ratio = Samples::default();
         ratio.add(loud.median() / quiet.median());
@@ -122,7 +122,7 @@ pub async fn run(options: &Options) -> anyhow::Result<()> {
         }
         let mut closed = Samples::default();
         closed.add(served.closed as f64 / seconds);
-        table.add_row("  connections of the others that the door closed", "1/s", &closed);
+        table.add_row("  connections of other clients that the gateway closed", "1/s", &closed);
         table.print()?;
         // What is left of the crowd goes, and the station with it back to rest.
         sleep(SETTLE).await;

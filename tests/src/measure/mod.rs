@@ -2,6 +2,7 @@
 //!
 //! Nodes are real endpoints over real TLS links on loopback; where it matters, they are real `swarm-node` processes.
 
+pub mod bare_tcp;
 pub mod crypto;
 pub mod durable;
 pub mod fanout;

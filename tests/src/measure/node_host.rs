@@ -156,12 +156,13 @@ async fn answer_commands(node: RunningMember) {
 
 fn send_reply(link: &PeerLink, command: &Frame) {
     let reply = Reply::done(serde_json::Value::Null).to_frame(&command.header);
-    // A command without its answer shows in the station's count.
-    if let Ok(parcel) = EncodedFrame::new(&reply) {
-        let _full = link.try_send(Outgoing {
-            frame: parcel,
+    // A missing reply shows in the station's count.
+    if let Ok(frame) = EncodedFrame::new(&reply) {
+        let outgoing = Outgoing {
+            frame,
             lane: Lane::Control,
             deadline: None,
-        });
+        };
+        link.try_send(outgoing).ok();
     }
 }

@@ -1,5 +1,5 @@
-//! A station starts again: how long until its store is open and it knows what is still to be done. And a node: until
-//! its journal is read and written anew.
+//! Restart of a station until its store is open and its open deliveries are read; restart of a node until its journal is
+//! read and rewritten.
 
 use std::path::Path;
 use std::time::Duration;
@@ -157,7 +157,7 @@ pub async fn node(runs: usize, dir: &Path) -> anyhow::Result<()> {
             std::fs::write(dir.path().join(JOURNAL_FILE), &full)?;
             std::fs::File::open(dir.path().join(JOURNAL_FILE))?.sync_all()?;
             let started = clock::now();
-            let (journal, _ledger, recovery) = Journal::open(dir.path())?;
+            let (journal, _dedup, recovery) = Journal::open(dir.path())?;
             opened.add(clock::since(started).as_secs_f64() * 1_000.0);
             anyhow::ensure!(
                 recovery.damage.is_none() && recovery.fault.is_none(),

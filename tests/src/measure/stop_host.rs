@@ -1,11 +1,11 @@
-//! Many nodes in one process that do for an emergency stop what `swarm-node` does, with its own code: hear the order
-//! over the link and by datagram, check it, report, write it down, report again; each with a journal of its own, on disk.
+//! Many nodes in one process that handle an emergency stop by the code of `swarm-node`: receive the order over the link
+//! and by datagram, verify it, report, journal it, report again; each with a journal of its own, on disk.
 //!
-//! What is different from as many devices:
+//! Differences from as many devices:
 //! * each node has an address of its own on the loopback interface, and datagrams to it come to it alone. A broadcast
 //!   comes to one socket of the process, which hands it to all its nodes: a thousand sockets on one port would take the
 //!   machine longer to serve than a network full of devices;
-//! * nodes do not pass orders on, for the same reason: a million datagrams would come of one stop;
+//! * nodes do not relay orders, for the same reason: one stop would cause a million datagrams;
 //! * of every round of datagrams one broadcast and one to the node itself count, those over the loopback interface;
 //! * datagrams are lost at the receiver, for each node apart, by a sequence that follows from its number.
 
@@ -36,7 +36,7 @@ use tokio_util::task::TaskTracker;
 use super::node_host::end_with_parent;
 use super::{RunningMember, SeededFleet};
 
-/// Whom a process of nodes consists of.
+/// The nodes of one process.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
     #[arg(long)]
@@ -53,10 +53,10 @@ pub struct Options {
     /// How many of a hundred datagrams are lost.
     #[arg(long)]
     drop: u8,
-    /// Orders over links are not heard.
+    /// Ignore orders over links.
     #[arg(long)]
     datagrams_only: bool,
-    /// Where their journals are.
+    /// The directory of their journals.
     #[arg(long)]
     dir: PathBuf,
 }
@@ -112,21 +112,21 @@ fn start_emergency_stop(
 ) -> anyhow::Result<StopHandle> {
     let dir = options.dir.join(format!("node-{number}"));
     std::fs::create_dir_all(&dir)?;
-    let (journal, ledger, recovery) = Journal::open(&dir).context("no thread for the journal")?;
+    let (journal, dedup, recovery) = Journal::open(&dir).context("no thread for the journal")?;
     if let Some(fault) = recovery.fault {
         return Err(fault.into());
     }
     let (_none, nothing) = mpsc::channel(1);
     let mut links = std::mem::replace(&mut program.events.stops, nothing);
     if options.datagrams_only {
-        // What comes later finds nobody.
+        // Later orders over links find the channel closed.
         links.close();
     }
     Ok(StopHandle::start(Setup {
         endpoint: program.endpoint.clone(),
         config: None,
         journal,
-        dedup: ledger,
+        dedup,
         relay: None,
         links,
         datagrams,
@@ -136,7 +136,7 @@ fn start_emergency_stop(
     }))
 }
 
-/// Where one node hears datagrams.
+/// The receiver of one node's datagrams.
 #[derive(Clone)]
 struct NodeDatagrams {
     datagrams: mpsc::Sender<Datagram>,
@@ -144,7 +144,7 @@ struct NodeDatagrams {
     rng: SplitMix64,
 }
 
-/// Hands what comes over the loopback interface to nodes, but for what is lost.
+/// Forwards the datagrams of the loopback interface to nodes, except those that are lost.
 async fn dispatch_datagrams(socket: UdpSocket, mut ears: Vec<NodeDatagrams>) -> anyhow::Result<()> {
     let mut buffer = [0; STOP_BYTES_MAX + 1];
     loop {
@@ -159,7 +159,7 @@ async fn dispatch_datagrams(socket: UdpSocket, mut ears: Vec<NodeDatagrams>) -> 
                 continue;
             }
             let bytes = bytes.to_vec();
-            // As at a node that is behind: it comes again.
+            // A full channel, as at a slow node: the datagram is repeated.
             let _full = ear.datagrams.try_send(Datagram { bytes, from });
         }
     }
@@ -209,7 +209,7 @@ async fn serve(program: RunningMember, stopping: StopHandle) -> anyhow::Result<(
     Ok(())
 }
 
-/// Releases, and is content with every other command.
+/// Performs releases; replies `done` to every other command.
 async fn reply_to(link: PeerLink, command: Box<Frame>, stopping: StopHandle) {
     let reply = if command.header.action.as_deref() == Some("release") {
         match command.parse_content::<Arguments>() {

@@ -1,4 +1,4 @@
-//! What was measured, as a small table.
+//! Measured values, and the table that shows them.
 
 use std::io::Write as _;
 
@@ -7,29 +7,29 @@ use std::io::Write as _;
 pub struct Samples(Vec<f64>);
 
 impl Samples {
-    /// None yet.
+    /// No values.
     pub const fn new() -> Self {
         Self(Vec::new())
     }
 
-    /// One more. They are in order at any time.
+    /// Adds a value; the values are kept sorted.
     pub fn add(&mut self, value: f64) {
         let at = self.0.partition_point(|have| have.total_cmp(&value).is_lt());
         self.0.insert(at, value);
     }
 
-    /// How many.
+    /// The number of values.
     pub fn count(&self) -> usize {
         self.0.len()
     }
 
-    /// The value below which `percent` of them lie; `NaN` if there are none.
+    /// The value below which `percent` of all values lie; `NaN` if there are none.
     pub fn percentile(&self, percent: usize) -> f64 {
         let at = (self.0.len() * percent).div_ceil(100).max(1) - 1;
         self.0.get(at).copied().unwrap_or(f64::NAN)
     }
 
-    /// The middle one.
+    /// The median; `NaN` without values.
     pub fn median(&self) -> f64 {
         self.percentile(50)
     }
@@ -70,7 +70,7 @@ impl Table {
     /// Writes it to standard output.
     ///
     /// # Errors
-    /// If nobody reads.
+    /// Standard output is closed.
     pub fn print(&self) -> std::io::Result<()> {
         let width = |column: usize| self.0.iter().map(|row| row[column].chars().count()).max();
         let widths: Vec<usize> = (0..7).map(|column| width(column).unwrap_or(0)).collect();

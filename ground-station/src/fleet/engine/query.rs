@@ -1,6 +1,7 @@
 //! One action on many nodes: encoded once, sent to all, each target ending in one outcome.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,8 @@ use crate::fleet::{Batch, Check, Delivery, Event, Failure, NodeRef, round_to_mic
 
 /// How long a session remembers a request beyond all that its caller waits for.
 const REQUEST_RETENTION: Duration = Duration::from_secs(600);
+/// Replies that are taken from the links in one go.
+const REPLIES_PER_BATCH_MAX: usize = 256;
 /// How long a self-check may take.
 const SELF_CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -104,20 +107,28 @@ pub(super) async fn run(
             }
         }
     }
-    let reply_deadline = started + command.timeout;
+    drop(reply_to);
+    // One timer and one wait for all replies that come together.
+    let mut batch = Vec::new();
+    let mut timed_out = pin!(clock::sleep_until(started + command.timeout));
     while !waiting.is_empty() {
-        let end = tokio::select! {
+        let received = tokio::select! {
             biased;
             () = events.closed() => return,
-            end = clock::timeout_at(reply_deadline, ends.recv()) => end,
+            received = ends.recv_many(&mut batch, REPLIES_PER_BATCH_MAX) => received,
+            () = &mut timed_out => break,
         };
-        let Ok(Some(end)) = end else { break };
-        let Some(target) = waiting.remove(&end.peer) else {
-            continue;
-        };
-        let delivery = Delivery::new(target.node, to_reply(end.result), elapsed_ms(started));
-        if events.send(Event::Delivery(delivery)).await.is_err() {
-            return;
+        if received == 0 {
+            break;
+        }
+        for end in batch.drain(..) {
+            let Some(target) = waiting.remove(&end.peer) else {
+                continue;
+            };
+            let delivery = Delivery::new(target.node, to_reply(end.result), elapsed_ms(started));
+            if events.send(Event::Delivery(delivery)).await.is_err() {
+                return;
+            }
         }
     }
     for target in waiting.into_values() {

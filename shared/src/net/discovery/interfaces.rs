@@ -25,13 +25,13 @@ const LOOPBACK_BROADCAST: Ipv4Addr = Ipv4Addr::new(127, 255, 255, 255);
 /// One address of one interface that is up and has a carrier.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct InterfaceAddr {
-    /// The kernel's number for the interface; the scope of an IPv6 link-local address.
+    /// The kernel's interface index; the scope of an IPv6 link-local address.
     pub index: u32,
     /// `eth0`
     pub name: String,
     /// The address itself.
     pub ip: IpAddr,
-    /// Where a datagram goes to reach everybody on this network; none for IPv6 and for point-to-point links.
+    /// The broadcast address of its network; `None` for IPv6 and for point-to-point links.
     pub broadcast: Option<Ipv4Addr>,
 }
 
@@ -71,7 +71,7 @@ fn broadcast_of(addr: &IfAddr, point_to_point: bool) -> Option<Ipv4Addr> {
     if v4.is_loopback() {
         return Some(LOOPBACK_BROADCAST);
     }
-    // Networks of one or two addresses (/32, /31) have nobody to broadcast to (RFC 3021).
+    // Networks of one or two addresses (/32, /31) have no broadcast address (RFC 3021).
     if point_to_point || v4.prefixlen > 30 {
         return None;
     }
@@ -80,8 +80,8 @@ fn broadcast_of(addr: &IfAddr, point_to_point: bool) -> Option<Ipv4Addr> {
     Some(v4.broadcast.filter(|own| !own.is_unspecified()).unwrap_or(usual))
 }
 
-/// Starts a task that looks at the interfaces every [`POLL_INTERVAL`] and tells when something changed. The
-/// channel holds the present list from the start. The task ends with the token or when nobody listens.
+/// Starts a task that polls the interfaces every [`POLL_INTERVAL`] and publishes changes. The channel holds the present
+/// list from the start. The task ends with the token, or when all receivers are dropped.
 pub fn watch(shutdown: CancellationToken) -> watch::Receiver<Interfaces> {
     let (sender, receiver) = watch::channel(Interfaces::from(list().unwrap_or_default()));
     tokio::spawn(async move {
@@ -99,14 +99,14 @@ pub fn watch(shutdown: CancellationToken) -> watch::Receiver<Interfaces> {
                     sender.send_if_modified(|known| {
                         let changed = **known != *list;
                         if changed {
-                            tracing::debug!(addresses = ?list, "network interfaces changed");
+                            tracing::debug!(addresses = ?list, "Network interfaces changed");
                             *known = list.into();
                         }
                         changed
                     });
                 }
-                // Out of descriptors or memory: the list that is known stays the best guess.
-                Err(error) => tracing::debug!(%error, "cannot list the network interfaces"),
+                // Out of descriptors or memory: the last list stays in use.
+                Err(error) => tracing::debug!(%error, "Network interfaces not listed"),
             }
         }
     });

@@ -30,20 +30,20 @@ use tokio_util::sync::CancellationToken;
 use crate::proto::hex;
 use crate::proto::id::{NAME_BYTES_MAX, NodeName, PeerId, PeerKind};
 
-/// The TXT record's `v`. Another version is not shown to us.
+/// The TXT record's `v`. Announcements of other versions are ignored.
 pub const VERSION: &str = "1";
 
-/// Most instances of one kind that are remembered; more are not reported until others leave. It bounds what
-/// anybody on the network can make us hold.
+/// Most instances of one kind that are remembered; further ones are not reported until others leave. Bounds the memory
+/// that hosts of the network can make this program use.
 pub const INSTANCES_MAX: usize = 4096;
 
 /// Most addresses that are reported of one peer.
 pub const PEER_ADDRESSES_MAX: usize = 8;
 
-/// Longest wait for the goodbyes to be sent.
+/// Longest wait for the withdrawal of all records.
 pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Pause before a browse that broke off begins again.
+/// Pause before a browse that ended begins again.
 const BROWSE_RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// How often mdns-sd looks for changed interfaces, in seconds.
@@ -57,7 +57,7 @@ const COMMAND_RETRY_DELAY: Duration = Duration::from_millis(50);
 pub struct Prefix(pub [u8; 8]);
 
 impl Prefix {
-    /// The beginning of an id or a fingerprint.
+    /// The first 8 bytes of an id or a fingerprint.
     pub fn of(whole: &[u8; 32]) -> Self {
         let mut prefix = [0; 8];
         prefix.copy_from_slice(&whole[..8]);
@@ -89,27 +89,27 @@ impl fmt::Debug for Prefix {
     }
 }
 
-/// What a peer says of itself.
+/// The announcement that this program publishes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Announcement {
-    /// Node or station: decides the service's type.
+    /// Node or station; determines the service type.
     pub kind: PeerKind,
-    /// The beginning of its id.
+    /// The first 8 bytes of its id.
     pub id: Prefix,
-    /// Its name.
+    /// The name, in full also where the instance's name is cut.
     pub name: NodeName,
-    /// The beginning of its fleet's fingerprint.
+    /// The first 8 bytes of its fleet's fingerprint; `None` without a fleet.
     pub fleet: Option<Prefix>,
     /// Where it listens. `0.0.0.0` announces every IPv4 address, `[::]` every address, another just itself.
     pub listen: SocketAddr,
 }
 
-/// A service of another system that this program offers beside its own, so that programs of that system find it.
+/// A service of another system that a gateway of this program offers, so that programs of that system find it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     /// As `_platypush-tcp._tcp.local.`
     pub kind: &'static str,
-    /// What its instance is called.
+    /// The instance's name.
     pub instance: String,
     /// Where it listens; as in [`Announcement::listen`].
     pub listen: SocketAddr,
@@ -117,31 +117,30 @@ pub struct Service {
     pub txt: Vec<(&'static str, String)>,
 }
 
-/// A peer that was heard, or that fell silent.
+/// A change of the peers that announce themselves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DiscoveryEvent {
-    /// It is there; said again whenever its name, fleet or addresses change.
+    /// A peer is present; reported again when its name, fleet or addresses change.
     Discovered(DiscoveredPeer),
-    /// It said goodbye, or its record ran out (up to two minutes after it vanished). That a link still lives
-    /// counts for more.
+    /// A peer withdrew its record, or the record expired, up to two minutes after the peer left. Says nothing of a link.
     Lost {
         /// Node or station.
         kind: PeerKind,
-        /// Its beginning of an id.
+        /// The first 8 bytes of its id.
         id: Prefix,
         /// The same as in [`Found::instance`].
         instance: String,
     },
 }
 
-/// A peer as it announces itself.
+/// A peer as its record describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiscoveredPeer {
     /// Node or station.
     pub kind: PeerKind,
-    /// The beginning of its id. Two peers with a cloned key have one id and two instances.
+    /// The first 8 bytes of its id. Two peers with a cloned key have one id and two instances.
     pub id: Prefix,
-    /// Its full name in mDNS: what tells announcements apart.
+    /// Its full name in mDNS, which is unique.
     pub instance: String,
     /// Its name.
     pub name: NodeName,
@@ -151,12 +150,12 @@ pub struct DiscoveredPeer {
     pub addrs: Vec<SocketAddr>,
 }
 
-/// Why mDNS does not work here. Pings and static addresses still do.
+/// mDNS is not available. Pings and static addresses still work.
 #[derive(Debug, thiserror::Error)]
 #[error("mDNS does not work here: {0}; peers are still found by pings and by address")]
 pub struct MdnsError(#[from] mdns_sd::Error);
 
-/// What discovery needs of mDNS.
+/// The mDNS service that discovery uses.
 pub trait Mdns: Send {
     /// Publishes this announcement in place of the one before it, if it says anything new.
     ///
@@ -170,14 +169,14 @@ pub trait Mdns: Send {
     /// [`MdnsError`]; trying again later may work.
     fn publish_service(&mut self, id: Prefix, service: &Service) -> Result<(), MdnsError>;
 
-    /// Reports peers of a kind, until shutdown or until the channel closes. Our own announcement is left out,
-    /// unless mDNS had to rename it because of a clone; TLS tells then.
+    /// Reports peers of a kind, until shutdown or until the channel closes. This program's own announcement is left out,
+    /// unless mDNS renamed it because of a clone.
     ///
     /// # Errors
     /// [`MdnsError`]; trying again later may work.
     fn browse(&mut self, kind: PeerKind, events: mpsc::Sender<DiscoveryEvent>) -> Result<(), MdnsError>;
 
-    /// Says goodbye and ends, within [`SHUTDOWN_MAX`].
+    /// Withdraws all records and ends, within [`SHUTDOWN_TIMEOUT`].
     fn shutdown(&mut self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
 }
 
@@ -193,7 +192,7 @@ pub fn service_type(kind: PeerKind) -> &'static str {
 pub struct MdnsSd {
     daemon: ServiceDaemon,
     published: Option<Announcement>,
-    /// The full name of what is published; the browsers look.
+    /// The full name of the published record, which browsers leave out.
     published_fullname: watch::Sender<Option<String>>,
     shutdown: CancellationToken,
 }
@@ -285,7 +284,7 @@ impl Mdns for MdnsSd {
                 }
             };
             if tokio::time::timeout(SHUTDOWN_TIMEOUT, goodbye).await.is_err() {
-                tracing::warn!(wait = ?SHUTDOWN_TIMEOUT, "mDNS did not end in time");
+                tracing::warn!(wait = ?SHUTDOWN_TIMEOUT, "mDNS outlived shutdown");
             }
         })
     }
@@ -293,7 +292,7 @@ impl Mdns for MdnsSd {
 
 impl Drop for MdnsSd {
     fn drop(&mut self) {
-        // Without it the thread would outlive us; after `shutdown` it is gone and there is nothing to say.
+        // Ends the thread if `shutdown` was not called.
         self.shutdown.cancel();
         drop(self.daemon.shutdown());
     }
@@ -335,8 +334,8 @@ fn build_service_info(
     Ok(info)
 }
 
-/// Turns one subscription of mdns-sd into sightings. Bounded in the number of instances; back-pressure of the
-/// channel ends the subscription at worst, which then begins anew and repeats all that is known.
+/// Turns one subscription of mdns-sd into changes of peers. Bounded in the number of instances. A full channel ends the
+/// subscription at worst; the next one repeats all that is known.
 struct Browser {
     kind: PeerKind,
     own_fullname: watch::Receiver<Option<String>>,
@@ -409,7 +408,7 @@ impl Browser {
     }
 }
 
-/// Reads an announcement; one that is not ours, or of another version, or broken, is passed over.
+/// Parses a record; `None` if it is not of this protocol, of another version, or invalid.
 fn parse_announcement(kind: PeerKind, service: &ResolvedService) -> Option<DiscoveredPeer> {
     let text = |key| service.get_property_val_str(key);
     if text("v") != Some(VERSION) {
@@ -469,7 +468,7 @@ fn is_link_local(ip: &Ipv6Addr) -> bool {
     ip.segments()[0] & 0xffc0 == 0xfe80
 }
 
-/// Says once what mDNS complains about; it goes on by itself.
+/// Logs each fault that mDNS reports once; it continues by itself.
 async fn log_errors(events: mdns_sd::Receiver<mdns_sd::DaemonEvent>, shutdown: CancellationToken) {
     let mut last = String::new();
     loop {
@@ -482,13 +481,13 @@ async fn log_errors(events: mdns_sd::Receiver<mdns_sd::DaemonEvent>, shutdown: C
             Ok(mdns_sd::DaemonEvent::Error(error)) => {
                 let text = error.to_string();
                 if text != last {
-                    tracing::warn!(error = %text, "mDNS has trouble; it goes on trying");
+                    tracing::warn!(error = %text, "mDNS reports a fault; it retries by itself");
                     last = text;
                 }
             }
             Ok(mdns_sd::DaemonEvent::NameChange(change)) => tracing::warn!(
                 was = %change.original, is = %change.new_name,
-                "another peer announces the same name and id: two devices with one cloned key?"
+                "Another peer announces the same name and id: two devices may hold one cloned key"
             ),
             Ok(_) => {}
             Err(_ended) => return,

@@ -1,16 +1,15 @@
-//! How peers learn of one another without being told: mDNS, notifier pings, and the interfaces that both use.
+//! Discovery of peers on the local network: mDNS, notifier pings, and the list of interfaces that both use.
 //!
-//! Everything heard here is a hint of where to dial. It can make a peer dial; it can never make it trust: who
-//! the other end is, only TLS and its grant decide. So nothing here fails a program: a network that is down,
-//! unplugged or filtered is waited for.
+//! Everything received here is a hint where to dial and is never trusted: TLS and the grant authenticate a peer. No
+//! fault of a network ends a program: one that is down, unplugged or filtered is retried.
 //!
 //! | part | owns | ends |
 //! |---|---|---|
 //! | [`interfaces::watch`] | the list of addresses | when its token is cancelled |
 //! | [`pings::send`] | one socket for each IPv4 address | when its token is cancelled |
 //! | [`pings::receive`] | the receiving socket, the rate limit | when its token is cancelled or its channel closes |
-//! | [`presence::start`] | which of it all is used, and what follows | [`presence::Presence::shutdown`] |
-//! | [`mdns::MdnsSd`] | the mDNS thread, the published record | [`mdns::Mdns::shutdown`], within [`mdns::SHUTDOWN_MAX`] |
+//! | [`presence::start`] | the methods in use, and their effect on the endpoint | [`presence::Presence::shutdown`] |
+//! | [`mdns::MdnsSd`] | the mDNS thread, the published record | [`mdns::Mdns::shutdown`], within [`mdns::SHUTDOWN_TIMEOUT`] |
 
 pub mod interfaces;
 pub mod mdns;

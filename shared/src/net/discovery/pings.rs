@@ -1,12 +1,12 @@
-//! Notifier pings: small UDP broadcasts by which a station tells nodes where it is, for networks that drop
-//! multicast. What a ping says and whether it is genuine is `proto`'s business; here it is bytes.
+//! Notifier pings: small UDP broadcasts by which a station announces its address to nodes, for networks that drop
+//! multicast. `proto` decides what a ping contains and whether it is genuine; here it is bytes.
 //!
 //! Sender: from every IPv4 address of this machine, to 255.255.255.255 and to the interface's own broadcast
 //! address, because access points drop one or the other. A socket bound to an address broadcasts on that
 //! address's interface, without any route. Receiver: shares its port with other programs that do so too, since
 //! several nodes may run on one machine, and the kernel gives every one of them each broadcast.
 //!
-//! Nothing on the network ends either of them; a network that is down is tried again with the next round.
+//! No fault of the network ends either of them; the next round tries again.
 
 #[cfg(test)]
 mod tests;
@@ -70,12 +70,11 @@ const PING_LIMITS: RateLimits = RateLimits {
     total_per_s: PINGS_PER_S,
 };
 
-/// Stops that were passed on and are known again byte by byte: each comes many times, and costs nothing from the second
-/// time on, as long as nothing changes by which they are judged.
+/// Stops that were forwarded and are recognised byte by byte: each arrives many times, and only the first time costs a
+/// signature check, until the fleet state or this program's profile changes.
 const RECENT_STOPS_MAX: usize = 16;
 
-/// Longest wait for room in the kernel's send buffer, so that one interface that takes nothing does not hold
-/// up the others.
+/// Longest wait for room in the kernel's send buffer, so that one blocked interface does not delay the others.
 const SEND_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// A datagram that may be a ping.
@@ -83,13 +82,13 @@ const SEND_TIMEOUT: Duration = Duration::from_millis(100);
 pub struct Datagram {
     /// At most [`PING_BYTES_MAX`] bytes.
     pub bytes: Vec<u8>,
-    /// Whom it claims to come from.
+    /// Its source address, which may be forged.
     pub from: SocketAddr,
 }
 
-/// Broadcasts what `datagram` returns on every interface: at once, every [`PING_INTERVAL`], and at once when
-/// the interfaces change. It is asked once a round, so all copies of one round are the same bytes, and a
-/// receiver that counts takes one of them. Returns when the token is cancelled.
+/// Broadcasts the result of `datagram` on every interface: at once, every [`PING_INTERVAL`], and at once when the
+/// interfaces change. It is called once a round, so all copies of one round are the same bytes, and a receiver accepts
+/// one of them. Returns when the token is cancelled.
 pub async fn send(
     port: u16,
     mut interfaces: watch::Receiver<Interfaces>,
@@ -116,7 +115,7 @@ pub async fn send(
     }
 }
 
-/// Says something on every interface, now.
+/// Sends datagrams on every interface at once.
 #[derive(Default)]
 pub struct Broadcaster {
     sockets: BroadcastSockets,
@@ -130,8 +129,8 @@ impl std::fmt::Debug for Broadcaster {
 }
 
 impl Broadcaster {
-    /// Broadcasts on the interfaces that are `present`, then sends to the addresses of `also`. What does not go out is
-    /// told in the log: whoever shouts repeats it.
+    /// Broadcasts on the interfaces that are `present`, then sends to the addresses of `also`. Failures are logged only:
+    /// callers repeat their datagrams.
     pub async fn broadcast(
         &mut self,
         interfaces: &[InterfaceAddr],
@@ -147,16 +146,16 @@ impl Broadcaster {
             Some(socket) => socket,
             None => match open_send_socket(Ipv4Addr::UNSPECIFIED) {
                 Ok(socket) => socket,
-                Err(error) => return tracing::warn!(%error, "no socket to send datagrams with"),
+                Err(error) => return tracing::warn!(%error, "Datagrams not sent: no socket"),
             },
         };
         for to in unicast_addrs.iter().filter(|to| to.is_ipv4()) {
             match tokio::time::timeout(SEND_TIMEOUT, socket.send_to(bytes, to)).await {
                 Ok(Ok(_)) => {}
-                Ok(Err(error)) => tracing::debug!(%to, %error, "a datagram does not go out"),
+                Ok(Err(error)) => tracing::debug!(%to, %error, "Datagram not sent"),
                 Err(_) => {
                     // The others would wait as long, and the next round comes soon.
-                    tracing::debug!(%to, "there is no room for datagrams to go out");
+                    tracing::debug!(%to, "Datagram not sent: no room in the send buffer");
                     break;
                 }
             }
@@ -165,7 +164,7 @@ impl Broadcaster {
     }
 }
 
-/// One socket for each address that is there, and what was last wrong with it.
+/// One socket for each present address, and its last error.
 #[derive(Default)]
 struct BroadcastSockets {
     by_address: BTreeMap<Ipv4Addr, BroadcastSocket>,
@@ -197,9 +196,9 @@ impl BroadcastSockets {
             entry.last_error = error_kind;
             let name = &interface.name;
             match result {
-                Ok(()) => tracing::info!(interface = name, %ip, "pings go out again"),
+                Ok(()) => tracing::info!(interface = name, %ip, "Pings are sent again"),
                 Err(error) => {
-                    tracing::info!(interface = name, %ip, %error, "pings do not go out; trying again");
+                    tracing::info!(interface = name, %ip, %error, "Pings not sent; trying again");
                 }
             }
         }
@@ -242,10 +241,10 @@ fn open_send_socket(ip: Ipv4Addr) -> io::Result<UdpSocket> {
     UdpSocket::from_std(socket.into())
 }
 
-/// Why pings cannot be heard.
+/// Why pings cannot be received.
 #[derive(Debug, thiserror::Error)]
 pub enum PingError {
-    /// Somebody has the port for itself.
+    /// Another program holds the port exclusively.
     #[error(
         "UDP port {0} is in use by another program, so pings cannot be heard; stop it, or choose another port \
          with --ping-port, the same on stations and nodes"
@@ -276,8 +275,8 @@ pub fn listen(port: u16) -> Result<UdpSocket, PingError> {
 pub fn listen_on(ip: Ipv4Addr, port: u16) -> Result<UdpSocket, PingError> {
     let bound = || -> io::Result<UdpSocket> {
         let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
-        // Only SO_REUSEADDR: with it every receiver gets each broadcast, whoever runs it. SO_REUSEPORT would
-        // in addition demand one user for all.
+        // Only SO_REUSEADDR: with it every receiver gets each broadcast. SO_REUSEPORT would also require that all
+        // receivers run as one user.
         socket.set_reuse_address(true)?;
         socket.set_nonblocking(true)?;
         socket.bind(&SocketAddr::from((ip, port)).into())?;
@@ -292,20 +291,19 @@ pub fn listen_on(ip: Ipv4Addr, port: u16) -> Result<UdpSocket, PingError> {
     })
 }
 
-/// Where emergency stops go, and what they are judged by.
+/// Where emergency stops go, and what they are verified against.
 #[derive(Debug)]
 pub struct StopForwarder {
-    /// Who judges them.
+    /// The stop task's channel.
     pub sender: mpsc::Sender<Datagram>,
     /// The fleet of this program.
     pub membership: watch::Receiver<Option<Arc<Membership>>>,
-    /// What selectors look at.
+    /// Name, tags and id, which selectors match.
     pub profile: watch::Receiver<Profile>,
 }
 
 impl StopForwarder {
-    /// Whether one that was not heeded may be now: this program has joined a fleet, knows of another grant or
-    /// revocation, or has another name.
+    /// Whether a rejected stop may be accepted now: fleet, grants, revocations or name have changed.
     fn context_changed(&mut self) -> bool {
         let is_new = self.membership.has_changed().is_ok_and(|new| new)
             || self.profile.has_changed().is_ok_and(|new| new);
@@ -317,8 +315,8 @@ impl StopForwarder {
     }
 }
 
-/// Passes on what arrives, within the rates named above: stops to `stops`, if it is given, and all else to `datagrams`.
-/// A full channel drops the newest: both come again. Returns when the token is cancelled or the channel closed.
+/// Forwards received datagrams within the rates above: stops to `stops`, if given, all others to `datagrams`. A full
+/// channel drops the newest, since both are repeated. Returns when the token is cancelled or the channel closed.
 pub async fn receive(
     socket: UdpSocket,
     datagrams: mpsc::Sender<Datagram>,
@@ -341,7 +339,7 @@ pub async fn receive(
             Ok(received) => received,
             Err(error) => {
                 // Nothing known does this to an unconnected socket; if something does, it must not spin.
-                tracing::debug!(%error, "cannot receive pings; trying again");
+                tracing::debug!(%error, "Pings not received; trying again");
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 continue;
             }
@@ -372,29 +370,29 @@ pub async fn receive(
                 }
                 recent_stops.push_back(bytes);
             } else {
-                tracing::debug!(%from, "stop dropped: too many at once");
+                tracing::debug!(%from, "Stop dropped: too many at once");
             }
             continue;
         }
         if length > PING_BYTES_MAX || !rates.allow(from.ip(), clock::now()) {
-            tracing::trace!(%from, length, "ping dropped");
+            tracing::trace!(%from, length, "Ping dropped");
             continue;
         }
         let bytes = bytes.to_vec();
         if datagrams.try_send(Datagram { bytes, from }).is_err() {
-            tracing::trace!(%from, "ping dropped: the reader is behind");
+            tracing::trace!(%from, "Ping dropped: the channel is full");
         }
     }
 }
 
-/// How often something is let through.
+/// Rates at which datagrams are accepted.
 #[derive(Clone, Copy, Debug)]
 struct RateLimits {
-    /// From one address, on average.
+    /// From one address, a second on average.
     per_source_per_s: u32,
-    /// From one address at once.
+    /// From one address, in one burst.
     per_source_burst: u32,
-    /// From all addresses together.
+    /// From all addresses together, a second.
     total_per_s: u32,
 }
 

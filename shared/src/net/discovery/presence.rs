@@ -1,7 +1,7 @@
-//! Discovery put to use: announces this program, and tells its endpoint whom to dial.
+//! Connects discovery to an endpoint: announces this program, and reports the addresses of peers to dial.
 //!
-//! Members of the own fleet only: what belongs to other fleets is passed over in silence. A program that has no
-//! fleet yet hears every station, for it may be waiting to be taken in.
+//! Peers of other fleets are ignored. A program without a fleet reports every station, because it may be waiting to
+//! join one.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -20,7 +20,7 @@ use crate::proto::discovery::ping::{PingFilter, PingSender};
 use crate::proto::id::PeerKind;
 use crate::proto::trust::Fingerprint;
 
-/// Pings, sightings and strangers that wait to be looked at.
+/// Pings, announcements and candidates that wait for the task.
 const QUEUE_MAX: usize = 64;
 
 /// Most announced instances whose addresses are remembered.
@@ -43,7 +43,7 @@ pub struct Methods {
 /// Discovery at work; see [`start`].
 #[derive(Debug)]
 pub struct Presence {
-    /// Stations seen while this program has no fleet: whom to ask to be taken in.
+    /// Stations that were found while this program has no fleet, as candidates to join.
     pub station_candidates: mpsc::Receiver<SocketAddr>,
     /// The interfaces of this machine, and news of them.
     pub interfaces: watch::Receiver<Interfaces>,
@@ -59,8 +59,8 @@ pub struct ServicePublisher(mpsc::Sender<Service>);
 impl Default for ServicePublisher {
     /// Without discovery: nothing is published.
     fn default() -> Self {
-        let (to_nobody, _) = mpsc::channel(1);
-        Self(to_nobody)
+        let (closed, _) = mpsc::channel(1);
+        Self(closed)
     }
 }
 
@@ -297,7 +297,7 @@ fn own_announcement(endpoint: &Endpoint) -> Announcement {
     }
 }
 
-/// Notes the addresses of an announced instance, so that their withdrawal is understood. Anybody can announce any
+/// Records the addresses of an announced instance, so that their withdrawal is understood. Any host can announce any
 /// number: beyond [`INSTANCES_MAX`] a withdrawal is not noticed, and dialling finds out.
 fn remember_addresses(
     addresses: &mut BTreeMap<String, Vec<SocketAddr>>,

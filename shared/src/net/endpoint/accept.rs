@@ -1,6 +1,6 @@
-//! Connections on their way to becoming links: accepted or dialled, greeted, or taken into the fleet.
+//! Connections before they become links: accepting, dialling, handshakes, and requests to join.
 //!
-//! How many strangers are greeted at once, and how many of one host: [`super::places`].
+//! [`super::preauth_limit`] bounds unauthenticated connections, in all and for each host.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -21,32 +21,32 @@ use crate::proto::id::PeerId;
 use crate::proto::message::{Channel, Join, RefusalCode, Refused};
 use crate::proto::wire::{Frame, Kind};
 
-/// Most strangers at once that wait to be accepted by hand.
+/// Most join requests at once that wait for the operator.
 pub const PENDING_JOINS_MAX: usize = 64;
-/// How long a stranger is kept waiting on one connection; then it asks again.
+/// How long a join request waits on one connection; then the peer asks again.
 pub const JOIN_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long to wait when the kernel gives no connection, most often for want of file descriptors.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 /// How long a dial may take until TCP is connected.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What a dial is for.
+/// What a dialled connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum DialPurpose {
-    /// A link with whoever answers.
+    /// A control link with any peer that answers.
     Link,
-    /// A connection for files with this peer.
+    /// A bulk connection with this peer.
     Bulk(PeerId),
 }
 
-/// A connection that was greeted, or came to nothing.
+/// The result of a handshake.
 pub(super) enum HandshakeResult {
-    /// A peer dialled us.
+    /// Of an accepted connection.
     Accepted {
         addr: SocketAddr,
         result: Result<Box<AuthenticatedConn>, HandshakeError>,
     },
-    /// We dialled a peer.
+    /// Of a dialled connection.
     Dialled {
         addr: SocketAddr,
         dial_purpose: DialPurpose,
@@ -75,19 +75,19 @@ pub(super) async fn run_accept_loop(params: AcceptLoop) {
         let (tcp, addr, slot) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
+                tracing::warn!(%error, "Connection not accepted");
                 sleep(ACCEPT_RETRY_DELAY).await;
                 continue;
             }
         };
         let Some(slot_guard) = slot.assign_to(addr.ip()) else {
             let max = PREAUTH_PER_SOURCE_MAX;
-            tracing::debug!(%addr, max, "closed at once: too many of its host are being greeted");
+            tracing::debug!(%addr, max, "Connection closed: too many unauthenticated ones of its host");
             continue;
         };
         // The channel is not known yet.
         if let Err(error) = socket::configure_accepted(&tcp, &params.keepalive, TrafficClass::Control) {
-            tracing::debug!(%addr, %error, "connection dropped");
+            tracing::debug!(%addr, %error, "Connection dropped");
             continue;
         }
         let (local, results, shutdown) = (
@@ -130,7 +130,7 @@ async fn accept_next(
     Ok((tcp, addr, slot))
 }
 
-/// Dials and greets.
+/// Dials, then runs the handshake.
 pub(super) async fn dial(
     local: LocalPeer,
     keepalive: KeepaliveConfig,
@@ -153,7 +153,7 @@ pub(super) async fn dial(
     }
 }
 
-/// Refuses a greeted connection, telling why.
+/// Sends a refusal on an authenticated connection, and closes it.
 pub(super) async fn refuse(peer: Box<AuthenticatedConn>, refused: Refused) {
     let AuthenticatedConn {
         conn,
@@ -164,7 +164,7 @@ pub(super) async fn refuse(peer: Box<AuthenticatedConn>, refused: Refused) {
     drop(place);
 }
 
-/// Takes a stranger's request to join, and brings it the answer.
+/// Hands a request to join to the application, and sends the peer its answer.
 pub(super) async fn handle_join_request(
     mut peer: Box<AuthenticatedConn>,
     joins: Option<mpsc::Sender<JoinRequest>>,
@@ -182,7 +182,7 @@ pub(super) async fn handle_join_request(
         let reason = "expected a request to join";
         return refuse(peer, Refused::new(RefusalCode::Protocol, reason)).await;
     };
-    // Its wait is bounded by the places for those who join.
+    // Join permits bound how many wait at once, so the slot is free again.
     peer.preauth_slot = None;
     let (reply, reply_receiver) = oneshot::channel();
     let request = JoinRequest {
@@ -200,7 +200,7 @@ pub(super) async fn handle_join_request(
     }
     let result = tokio::select! {
         answered = timeout(JOIN_TIMEOUT, reply_receiver) => answered,
-        // It has nothing to say now: whatever ends the reading, nobody waits here any more.
+        // The peer has nothing to send now: when reading ends, it no longer waits.
         _ = peer.conn.read_frame() => return,
     };
     let decision = match result {
@@ -221,7 +221,7 @@ pub(super) async fn handle_join_request(
                 peer.conn.close().await
             };
             if !matches!(timeout(REFUSE_GRACE, sent).await, Ok(Ok(()))) {
-                tracing::warn!("a peer was taken in, but went before it was told; it will ask again");
+                tracing::warn!("Join answer not sent: the peer has gone, and will ask again");
             }
         }
     }

@@ -1,4 +1,4 @@
-//! What an endpoint's task does for the fleet as a whole: rosters, fleet states, and word for the operator.
+//! The part of the endpoint's task that concerns the whole fleet: rosters, fleet states, notices for the operator.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -16,11 +16,11 @@ use crate::proto::message::{FleetStateMessage, ROSTER_PEERS_MAX, RefusalCode, Re
 use crate::proto::trust::Membership;
 use crate::proto::wire::{Frame, Kind, Lane};
 
-/// How often linked peers are told whom this one knows.
+/// How often linked peers are sent a roster.
 pub(super) const ROSTER_INTERVAL: Duration = Duration::from_secs(30);
 
 impl PeerEntry {
-    /// Tells a linked peer who is out, unless it knows. A revocation waits behind nothing.
+    /// Sends the fleet state to a linked peer that lacks it, in the emergency lane: it may hold a revocation.
     pub(super) fn send_fleet_state(&mut self, membership: &Membership) {
         if self.fleet_state < membership.state_number() {
             self.fleet_state = membership.state_number();
@@ -50,7 +50,7 @@ impl EndpointTask {
         }
     }
 
-    /// A node is told of stations, a station of everybody.
+    /// The peers that a roster lists: for a node the stations, for a station all.
     pub(super) fn send_roster(&self, to: PeerId) {
         if !self.can_send(Kind::Roster) {
             return;
@@ -86,7 +86,7 @@ impl EndpointTask {
         }
     }
 
-    /// Our own name has changed: everybody who is linked is told, by a roster that holds ourselves.
+    /// This program's name has changed: sends all linked peers a roster that contains this program.
     pub(super) fn send_name(&self) {
         if !self.can_send(Kind::Roster) {
             return;
@@ -100,7 +100,7 @@ impl EndpointTask {
             id: self.id,
             kind: local.kind,
             name,
-            // Whoever reads this knows our address better than we do.
+            // The receiver knows this program's address from the connection.
             addr: SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)),
         };
         let roster = Frame::json(Kind::Roster, &Roster { peers: vec![own] });
@@ -145,24 +145,24 @@ impl EndpointTask {
         match membership.adopt_state(state) {
             Ok(true) => {
                 if let Some(entry) = self.peers.get_mut(&peer.id) {
-                    // It need not hear its own words.
+                    // The sender has this state already.
                     entry.fleet_state = membership.state_number();
                 }
                 self.adopt_membership(membership);
             }
             Ok(false) => {}
-            Err(error) => tracing::warn!(peer = %peer.name, %error, "fleet state not taken"),
+            Err(error) => tracing::warn!(peer = %peer.name, %error, "Fleet state rejected"),
         }
     }
 
-    /// Takes a membership, new or with a newer fleet state, and lets every link follow from it.
+    /// Adopts a membership, new or with a newer fleet state, and closes or renews the links that it affects.
     pub(super) fn adopt_membership(&mut self, mut membership: Membership) {
         let old = self.parts.membership.borrow().clone();
         if let Some(old) = &old
             && old.root() == membership.root()
             && let Err(error) = membership.adopt_state(old.fleet_state().clone())
         {
-            tracing::warn!(%error, "the older fleet state is not taken");
+            tracing::warn!(%error, "Fleet state rejected: it is older");
         }
         let membership = Arc::new(membership);
         self.parts.membership.send_replace(Some(Arc::clone(&membership)));
@@ -195,7 +195,7 @@ impl EndpointTask {
         }
     }
 
-    /// Ends everything shared with a peer whose key is revoked.
+    /// Ends the sessions with a peer whose key is revoked.
     fn revoke(&mut self, id: PeerId, membership: &Membership) {
         let Some(entry) = self.peers.remove(&id) else {
             return;
@@ -238,7 +238,7 @@ impl EndpointTask {
             | HandshakeError::Read(_)
             | HandshakeError::Wire(_)
             | HandshakeError::Tls(_)
-            | HandshakeError::TimedOut => tracing::debug!(%addr, %error, "no link"),
+            | HandshakeError::TimedOut => tracing::debug!(%addr, %error, "Handshake failed"),
         }
     }
 
@@ -261,7 +261,7 @@ impl EndpointTask {
 
     pub(super) fn notify(&self, notice: Notice) {
         if let Err(error) = self.parts.notices.try_send(notice) {
-            tracing::warn!(%error, "a notice was lost");
+            tracing::warn!(%error, "Notice dropped");
         }
     }
 }

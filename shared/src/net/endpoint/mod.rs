@@ -1,8 +1,8 @@
-//! Everything that one program has to do with its peers: listening, dialling, the table of links.
+//! The endpoint of a program: listens, dials, and owns the table of links.
 //!
 //! One task (`task`) owns the table; [`Endpoint`] is a handle of it. Each session has a task of its own
-//! ([`super::peer`]), which lives as long as the endpoint, across links. What happens to peers comes to the
-//! application on one channel; what the operator should know of refused or doubtful connections on another.
+//! ([`super::peer`]), which lives as long as the endpoint, across links. Events of peers come to the application on one
+//! channel, notices of refused or doubtful connections on another.
 
 mod accept;
 mod fleet;
@@ -40,71 +40,70 @@ use crate::proto::trust::Membership;
 pub const EVENTS_MAX: usize = 1_024;
 /// Notices that wait for the application; beyond this they are only logged.
 pub const NOTICES_MAX: usize = 256;
-/// Emergency stops that wait for the application; beyond this they are dropped, for they come again.
+/// Emergency stops that wait for the application; further ones are dropped, since they are repeated.
 pub const STOPS_MAX: usize = 64;
-/// Questions that wait for the endpoint's task.
+/// Commands that wait for the endpoint's task.
 const COMMANDS_MAX: usize = 1_024;
 /// How long the tasks of an endpoint may take to end.
 pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What an endpoint is started with.
+/// The configuration of an endpoint.
 #[derive(Debug)]
 pub struct Config {
-    /// What this program is.
+    /// Node or station.
     pub kind: PeerKind,
-    /// Its name.
+    /// The name that its hello says.
     pub name: NodeName,
-    /// Its tags.
+    /// The tags that its hello says.
     pub tags: BTreeMap<String, String>,
     /// Where to listen; port 0 takes a free one.
     pub listen: SocketAddr,
-    /// When the kernel gives a silent connection up.
+    /// When the kernel ends a silent connection.
     pub keepalive: KeepaliveConfig,
-    /// When a session does.
+    /// Heartbeats and time-outs of sessions.
     pub timing: Timing,
     /// The fleet, if one has been joined.
     pub membership: Option<Membership>,
-    /// Where requests to be taken into the fleet go; without it they are refused.
+    /// Where requests to join the fleet go; without it they are refused.
     pub joins: Option<mpsc::Sender<JoinRequest>>,
 }
 
-/// Somebody wants to be taken in.
+/// A peer's request to join the fleet.
 #[derive(Debug)]
 pub struct JoinRequest {
-    /// Its key, proved by TLS.
+    /// The peer's key, proved by TLS.
     pub key: PublicKey,
-    /// What it calls itself.
+    /// The name in its hello, not verified.
     pub name: NodeName,
-    /// What it says it runs.
+    /// Node or station, as its hello says.
     pub kind: PeerKind,
-    /// Where it called from, with the port that it listens on.
+    /// Its address, with the port that it listens on.
     pub listen_addr: SocketAddr,
-    /// The proof of an invitation code; without one it waits to be accepted by hand.
+    /// The proof of an invitation; without one the operator decides.
     pub proof: Option<JoinProof>,
     /// Binds the proof to the connection.
     pub exporter: [u8; 32],
-    /// The answer. Dropping it refuses.
+    /// For the answer; dropping it refuses.
     pub reply: oneshot::Sender<Result<Box<Joined>, Refused>>,
 }
 
-/// What the operator should know of connections that did not become links, and of keys that are not what they
-/// seem.
+/// A notice for the operator: a refused connection, or a doubtful key.
 #[derive(Clone, Debug)]
 pub enum Notice {
     /// A connection was refused.
     Refused {
-        /// The other end.
+        /// The remote address.
         addr: SocketAddr,
-        /// Who it is, if it proved that.
+        /// The peer's id; `None` before TLS.
         peer: Option<PeerId>,
-        /// What it calls itself.
+        /// The name in its hello; `None` before that.
         name: Option<NodeName>,
-        /// Whether we refused it, or it us.
+        /// True if this side refused the peer, false if the peer refused this side.
         by_us: bool,
-        /// Why.
+        /// The reason.
         refused: Refused,
     },
-    /// Two running programs hold one key. The first stays linked.
+    /// Two running programs hold one key. The one that linked first stays linked.
     ClonedKey {
         /// The id that both have.
         id: PeerId,
@@ -113,15 +112,15 @@ pub enum Notice {
         /// Name and address of the other.
         other: (NodeName, SocketAddr),
     },
-    /// Our own key has been revoked: nobody will link with us.
+    /// This program's own key has been revoked: no peer will link with it.
     OwnKeyRevoked,
-    /// A linked peer calls itself otherwise now.
+    /// A linked peer has changed its name.
     Renamed {
-        /// Whose name it is.
+        /// The peer.
         id: PeerId,
-        /// What it was called.
+        /// The name before.
         old: NodeName,
-        /// What it is called now.
+        /// The name now.
         new: NodeName,
     },
 }
@@ -148,7 +147,7 @@ impl fmt::Display for Notice {
                 other.1
             ),
             Self::OwnKeyRevoked => f.write_str(
-                "this program's own key has been revoked: nobody will link with it; to come back, delete identity.key \
+                "this program's own key has been revoked: no peer will link with it; to come back, delete identity.key \
                  and what it remembers of the fleet, and join anew",
             ),
             Self::Renamed { old, new: name, .. } => write!(f, "{old} is called {name} now"),
@@ -156,7 +155,7 @@ impl fmt::Display for Notice {
     }
 }
 
-/// Questions to the endpoint's task.
+/// Commands to the endpoint's task.
 #[derive(Debug)]
 enum EndpointCommand {
     AddressDiscovered {
@@ -189,12 +188,12 @@ pub enum StartError {
     /// The key could not be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// The listener told no address.
+    /// The listener's address could not be read.
     #[error("cannot tell the address listened on: {0}")]
     Address(std::io::Error),
 }
 
-/// A cloneable handle of everything that has to do with peers.
+/// A cloneable handle of a program's endpoint.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
     local: LocalPeer,
@@ -205,14 +204,14 @@ pub struct Endpoint {
     tasks: TaskTracker,
 }
 
-/// What an endpoint tells its application.
+/// The event channels of an endpoint.
 #[derive(Debug)]
 pub struct Events {
-    /// What happens to peers.
+    /// Events of peers.
     pub peers: mpsc::Receiver<PeerEvent>,
     /// Emergency stops that came over links.
     pub stops: mpsc::Receiver<StopReceived>,
-    /// What the operator should know.
+    /// Notices for the operator.
     pub notices: mpsc::Receiver<Notice>,
 }
 
@@ -285,7 +284,7 @@ impl Endpoint {
         ))
     }
 
-    /// The address that is listened on, with its real port.
+    /// The address that the endpoint listens on, with its real port.
     pub fn listen_addr(&self) -> SocketAddr {
         self.listen_addr
     }
@@ -300,51 +299,51 @@ impl Endpoint {
         self.local.identity.key.public().id()
     }
 
-    /// The fleet, and news of it: store what changes.
+    /// The membership of this program; the receiver is notified of changes, which the application stores.
     pub fn membership(&self) -> watch::Receiver<Option<Arc<Membership>>> {
         self.local.membership.clone()
     }
 
-    /// Takes another name; peers learn it with the next link.
+    /// Changes this program's name; linked peers get a roster with it.
     pub fn rename(&self, name: NodeName) {
         self.profile.send_modify(|profile| profile.name = name);
     }
 
-    /// Name, tags and port, and news of them.
+    /// Name, tags and port; the receiver is notified of changes.
     pub fn profile(&self) -> watch::Receiver<Profile> {
         self.local.profile.clone()
     }
 
-    /// An address to dial was heard of.
+    /// Adds an address to dial.
     pub async fn address_discovered(&self, addr: SocketAddr, source: Source, hint: Hint) {
         self.send_command(EndpointCommand::AddressDiscovered { addr, source, hint })
             .await;
     }
 
-    /// An announcement of an address was withdrawn.
+    /// Removes an address whose announcement was withdrawn.
     pub async fn address_withdrawn(&self, addr: SocketAddr) {
         self.send_command(EndpointCommand::AddressWithdrawn(addr)).await;
     }
 
-    /// The network has changed: whoever is not linked is worth a dial now.
+    /// The network has changed: dials all peers that are not linked.
     pub async fn retry_now(&self) {
         self.send_command(EndpointCommand::RetryNow).await;
     }
 
-    /// This program has joined a fleet, or its root has spoken: links of keys that are out now close. When this
-    /// returns, the membership is in force.
+    /// Adopts a membership: of a fleet that was joined, or with a newer fleet state. Links of revoked keys close. It is in
+    /// force when this returns.
     pub async fn adopt_membership(&self, membership: Arc<Membership>) {
         let (done, done_receiver) = oneshot::channel();
         self.send_command(EndpointCommand::AdoptMembership { membership, done })
             .await;
-        // Fails only while everything is being shut down.
-        let _stopping = done_receiver.await.is_ok();
+        // Fails only during shutdown.
+        done_receiver.await.ok();
     }
 
-    /// The session with a peer, linked or not: what is sent waits for its link.
+    /// The session with a peer, linked or not: messages wait for its link.
     ///
     /// # Errors
-    /// [`LinkError::Stopped`].
+    /// [`LinkError::Closed`].
     pub async fn open_session(&self, id: PeerId) -> Result<PeerLink, LinkError> {
         let (reply, reply_receiver) = oneshot::channel();
         self.send_command(EndpointCommand::OpenSession { id, reply })
@@ -355,7 +354,7 @@ impl Endpoint {
     /// The session for files with a peer; its connection is opened if there is none.
     ///
     /// # Errors
-    /// [`LinkError::Stopped`].
+    /// [`LinkError::Closed`].
     pub async fn open_bulk_session(&self, id: PeerId) -> Result<PeerLink, LinkError> {
         let (reply, reply_receiver) = oneshot::channel();
         self.send_command(EndpointCommand::OpenBulkSession { id, reply })
@@ -364,16 +363,16 @@ impl Endpoint {
     }
 
     async fn send_command(&self, command: EndpointCommand) {
-        // Fails only while everything is being shut down.
-        let _stopping = self.commands.send(command).await;
+        // Fails only during shutdown.
+        self.commands.send(command).await.ok();
     }
 
-    /// Tells every peer good-bye and ends all tasks, within [`SHUTDOWN_GRACE`].
+    /// Sends every peer the reason, closes all links and ends all tasks, within [`SHUTDOWN_TIMEOUT`].
     pub async fn shutdown(&self) {
         self.shutdown.cancel();
         self.tasks.close();
         if timeout(SHUTDOWN_TIMEOUT, self.tasks.wait()).await.is_err() {
-            tracing::warn!(left = self.tasks.len(), grace = ?SHUTDOWN_TIMEOUT, "tasks outlived shutdown");
+            tracing::warn!(left = self.tasks.len(), grace = ?SHUTDOWN_TIMEOUT, "Tasks outlived shutdown");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Says a thing once: a peer that is refused, or holds a copied key, dials again and again.
+//! Suppresses repeated notices: a peer that is refused, or holds a copied key, dials again and again.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -8,22 +8,22 @@ use crate::proto::id::PeerId;
 use crate::proto::message::RefusalCode;
 use crate::proto::rate::{KeyedThrottle, TokenBucket};
 
-/// After this time the same refusal is worth a line again.
+/// After this time the same notice is reported again.
 pub const REPORT_AGAIN_AFTER: Duration = Duration::from_secs(600);
-/// Most refusals that are remembered; the one said longest ago is forgotten for a new one.
+/// Most notices that are remembered; a new one replaces the one that was reported longest ago.
 pub const REPORTED_MAX: usize = 256;
 
-/// Who was refused, by whom, and why.
+/// The identity of a notice: peer, direction and reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Refusal {
     peer: Option<PeerId>,
-    /// Tells those apart whose key is not known.
+    /// Distinguishes peers whose key is unknown.
     ip: Option<IpAddr>,
     by_us: bool,
     code: RefusalCode,
 }
 
-/// Refusals that were reported lately.
+/// The notices that were reported lately.
 #[derive(Debug)]
 pub struct NoticeThrottle(KeyedThrottle<Refusal>);
 
@@ -35,7 +35,7 @@ impl Default for NoticeThrottle {
 }
 
 impl NoticeThrottle {
-    /// Whether an operator who reads along has not been told this yet, or not for a long time.
+    /// Whether this notice is new, or was last reported a long time ago.
     pub fn should_report(&mut self, notice: &Notice, now: Instant) -> bool {
         let refusal = match notice {
             Notice::Refused {

@@ -1,13 +1,13 @@
-//! Places for connections whose other end has not proved who it is: so many in all, so many for one source.
+//! Limits on unauthenticated connections: in all, and for each source.
 //!
 //! | connection | then |
 //! |---|---|
-//! | all places are taken | it waits in the kernel: nothing is accepted |
-//! | its source has [`PREAUTH_PER_SOURCE_MAX`] | it is closed at once |
-//! | otherwise | it has a [`Place`] until that is dropped: greeted, told why not, or too slow |
+//! | all slots are taken | waits in the kernel: nothing is accepted |
+//! | its source has [`PREAUTH_PER_SOURCE_MAX`] | is closed at once |
+//! | otherwise | holds a [`SlotGuard`] until the handshake has ended, refused or timed out |
 //!
-//! A source is an IPv4 address or a /64 of IPv6: see [`Source`]. This machine's own addresses of `lo` are
-//! not counted: what runs here could do worse, and a demo has its whole fleet there.
+//! A source is an IPv4 address or a /64 of IPv6: see [`Source`]. Loopback addresses are not
+//! counted: a local program could do worse, and a demo runs its whole fleet there.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -18,15 +18,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::net::sync::Mutex;
 use crate::proto::rate::Source;
 
-/// Most connections at once whose other end has not proved who it is.
+/// Most unauthenticated connections at once.
 pub const PREAUTH_CONNECTIONS_MAX: usize = 64;
-/// Most of them from one source, so that no host of the network can take them all.
+/// Most of them from one source, so that no single host can take them all.
 pub const PREAUTH_PER_SOURCE_MAX: usize = 8;
 
-/// How many each source has; who has none is not listed, so it is no longer than there are places.
+/// Connections of each source; a source without any has no entry, so there are no more entries than slots.
 type Counts = Arc<Mutex<BTreeMap<Source, usize>>>;
 
-/// All places of one endpoint.
+/// All slots of one endpoint.
 #[derive(Debug)]
 pub(super) struct PreauthLimiter {
     free: Arc<Semaphore>,
@@ -42,14 +42,14 @@ impl Default for PreauthLimiter {
     }
 }
 
-/// A place of nobody yet: one more connection may be accepted.
+/// A slot before its source is known: one more connection may be accepted.
 #[derive(Debug)]
 pub(super) struct Slot {
     permit: OwnedSemaphorePermit,
     counts: Counts,
 }
 
-/// A stranger's place; dropping it gives it back.
+/// The slot of one unauthenticated connection; dropping it frees the slot.
 #[derive(Debug)]
 pub(crate) struct SlotGuard {
     _permit: OwnedSemaphorePermit,
@@ -69,7 +69,7 @@ impl PreauthLimiter {
 }
 
 impl Slot {
-    /// The place of a connection from here; `None` if its source has as many as it may.
+    /// The slot of a connection from `addr`; `None` if its source has reached its limit.
     pub(super) fn assign_to(self, source_ip: IpAddr) -> Option<SlotGuard> {
         let Self { permit, counts } = self;
         let source = (!source_ip.to_canonical().is_loopback()).then(|| Source::of(source_ip));

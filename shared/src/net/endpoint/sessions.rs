@@ -27,17 +27,17 @@ pub(super) struct PeerEntry {
     /// The link attached last.
     pub(super) link_number: u64,
     pub(super) info: Option<Arc<PeerInfo>>,
-    /// The newest fleet state that the peer has or was sent.
+    /// The number of the newest fleet state that the peer has or was sent.
     pub(super) fleet_state: u64,
     pub(super) is_open: bool,
-    /// The connection for files that is up, or 0.
+    /// The number of the open bulk connection; 0 if there is none.
     pub(super) bulk_link_number: u64,
     pub(super) is_dialling_bulk: bool,
     pub(super) shutdown: CancellationToken,
 }
 
 impl PeerEntry {
-    /// Closes the links of both sessions; false if one is so far behind that it cannot be told.
+    /// Sends a command to both sessions; false if the queue of one is full.
     pub(super) fn close(&self, input: impl Fn() -> LinkCommand) -> bool {
         let mut sent = true;
         for session in [Some(&self.control), self.bulk.as_ref()].into_iter().flatten() {
@@ -94,7 +94,7 @@ impl EndpointTask {
             tasks: self.parts.tasks.clone(),
         };
         spawn_peer(parts)
-            .inspect_err(|error| tracing::error!(%error, "no session"))
+            .inspect_err(|error| tracing::error!(%error, "Session not started"))
             .ok()
     }
 
@@ -123,7 +123,7 @@ impl EndpointTask {
         Some(link)
     }
 
-    /// Opens the connection for files: whoever dialled the link dials this one too, because it can.
+    /// Opens the bulk connection: the side that dialled the control link dials it, because that way works.
     pub(super) fn open_bulk_connection(&mut self, id: PeerId) {
         let can_ask = self.can_send(Kind::OpenBulk);
         let Some(entry) = self.peers.get_mut(&id) else {
@@ -142,7 +142,7 @@ impl EndpointTask {
                 let request = Frame::binary(Kind::OpenBulk, bytes::Bytes::new());
                 send_frame(&entry.control.link, &request, Lane::Control);
             }
-            DialedBy::Remote => tracing::debug!(peer = %info.name, "our role allows no connection for files"),
+            DialedBy::Remote => tracing::debug!(peer = %info.name, "Bulk connection not requested: own role does not permit it"),
         }
     }
 

@@ -1,6 +1,5 @@
-//! The task that owns the table of peers and the book of addresses: its loop, its dials, its connections, and word of
-//! its links. The table's entries are in [`super::sessions`], and what it does for the fleet as a whole in
-//! [`super::fleet`].
+//! The task that owns the table of peers and the address book: its loop, dials, new connections, events of links. The
+//! entries of the table are in [`super::sessions`], rosters and fleet states in [`super::fleet`].
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -29,9 +28,9 @@ use crate::proto::trust::Membership;
 use crate::proto::wire::encoded::EncodedFrame;
 use crate::proto::wire::{Frame, FrameLimits, Kind, Lane};
 
-/// Words of links and arrivals that wait for this task.
+/// Events of links and handshake results that wait for this task.
 const INPUTS_MAX: usize = 1_024;
-/// Inputs of one kind taken in one go before the others get their turn.
+/// Inputs of one kind handled in one go before the others get their turn.
 const INPUTS_PER_TURN: usize = 64;
 
 pub(super) struct Parts {
@@ -106,13 +105,13 @@ impl EndpointTask {
                 () = self.handle_inputs(&mut link_events, &mut handshake_results) => {}
             }
         }
-        // The peers' tasks say good-bye with the same token; their last words need a reader until all are gone.
+        // The sessions' tasks end by the same token; their last events need a reader until all have ended.
         drop(self);
         link_events.close();
         while link_events.recv().await.is_some() {}
     }
 
-    /// Takes what has come, of whichever kind: none may keep the others waiting.
+    /// Handles the inputs of whichever kind is ready; no kind starves the others.
     async fn handle_inputs(
         &mut self,
         link_events: &mut mpsc::Receiver<LinkEvent>,
@@ -149,12 +148,12 @@ impl EndpointTask {
             EndpointCommand::RetryNow => self.address_book.retry_now(now),
             EndpointCommand::OpenSession { id, reply: answer } => {
                 if let Some(entry) = self.peer_entry(id) {
-                    let _caller_gone = answer.send(entry.control.link.clone());
+                    answer.send(entry.control.link.clone()).ok();
                 }
             }
             EndpointCommand::OpenBulkSession { id, reply: answer } => {
                 if let Some(link) = self.ensure_bulk_session(id) {
-                    let _caller_gone = answer.send(link);
+                    answer.send(link).ok();
                     if self
                         .peers
                         .get(&id)
@@ -166,14 +165,14 @@ impl EndpointTask {
             }
             EndpointCommand::AdoptMembership { membership, done } => {
                 self.adopt_membership(Membership::clone(&membership));
-                let _caller_gone = done.send(());
+                done.send(()).ok();
             }
         }
     }
 
     // ── Addresses ────────────────────────────────────────────────────────────────────────────────────────────
 
-    /// Nobody would take a link of ours before we belong to a fleet.
+    /// Peers refuse links of a program without a fleet.
     fn can_dial(&self) -> bool {
         self.parts.membership.borrow().is_some()
     }
@@ -198,7 +197,7 @@ impl EndpointTask {
             tokio::select! {
                 () = shutdown.cancelled() => {}
                 handshake = accept::dial(local, keepalive, addr, dial_purpose) => {
-                    let _stopping = handshake_results.send(handshake).await;
+                    handshake_results.send(handshake).await.ok();
                 }
             }
         });
@@ -221,9 +220,9 @@ impl EndpointTask {
             } => self.notify_handshake_error(addr, error),
             HandshakeResult::Dialled {
                 addr,
-                dial_purpose: errand,
+                dial_purpose,
                 result,
-            } => self.on_dialled(addr, errand, result),
+            } => self.on_dialled(addr, dial_purpose, result),
         }
     }
 
@@ -254,7 +253,7 @@ impl EndpointTask {
         }
     }
 
-    /// Judges a peer once more: it may have been put out since it was greeted.
+    /// Checks a peer once more: its key may have been revoked since its handshake.
     fn recheck_membership(&mut self, peer: Box<AuthenticatedConn>) -> Option<Box<AuthenticatedConn>> {
         let membership = self.parts.membership.borrow().clone()?;
         match membership.check_peer(&peer.key, peer.hello.grant.as_ref()) {
@@ -338,8 +337,8 @@ impl EndpointTask {
             .try_send(LinkCommand::Attach(attachment))
             .is_err()
         {
-            // It is taking up others faster than it can: the peer dials again.
-            tracing::warn!(peer = %info.name, "too many links at once; one dropped");
+            // The session's queue is full; the peer dials again.
+            tracing::warn!(peer = %info.name, "Link dropped: too many at once");
             entry.choice.on_closed();
             return;
         }
@@ -353,7 +352,7 @@ impl EndpointTask {
     fn refuse_cloned_key(&mut self, id: PeerId, peer: Box<AuthenticatedConn>) {
         let other = (peer.hello.name.clone(), peer.addr);
         let linked = self.peers.get(&id).and_then(|entry| entry.info.clone());
-        // Where it listens: which side dialled, and from which port, tells nobody anything.
+        // The address that it listens on: the port of an incoming connection means nothing to the operator.
         let linked = linked.map_or_else(|| other.clone(), |info| (info.name.clone(), info.listen_addr));
         let reason = format!(
             "key {} is in use by {} at {} too: two devices hold one copied identity.key; delete it on one of them and \
@@ -392,7 +391,7 @@ impl EndpointTask {
             && let Some(bulk) = &entry.bulk
         {
             if bulk.commands.try_send(LinkCommand::Attach(attachment)).is_err() {
-                tracing::warn!(peer = %id.short(), "too many bulk connections at once; one dropped");
+                tracing::warn!(peer = %id.short(), "Bulk connection dropped: too many at once");
                 return;
             }
             entry.bulk_link_number = number;
@@ -418,7 +417,7 @@ impl EndpointTask {
         self.parts.tasks.spawn(accept::refuse(peer, refused));
     }
 
-    // ── Words of links ───────────────────────────────────────────────────────────────────────────────────────
+    // ── Events of links ──────────────────────────────────────────────────────────────────────────────────────
 
     fn on_link_event(&mut self, event: LinkEvent) {
         match event {
@@ -500,7 +499,7 @@ impl EndpointTask {
             _ => Ok(()),
         };
         if let Err(error) = outcome {
-            tracing::warn!(peer = %peer.name, kind = ?frame.header.kind, %error, "unreadable frame");
+            tracing::warn!(peer = %peer.name, kind = ?frame.header.kind, %error, "Frame unreadable");
         }
     }
 }
@@ -514,15 +513,15 @@ pub(super) fn should_link(kind: PeerKind, of: PeerKind) -> bool {
 }
 
 pub(super) fn send_frame(link: &PeerLink, frame: &Frame, lane: Lane) {
-    let parcel = match EncodedFrame::new(frame) {
-        Ok(parcel) => parcel,
-        Err(error) => return tracing::error!(%error, "a frame of ours does not encode"),
+    let frame = match EncodedFrame::new(frame) {
+        Ok(frame) => frame,
+        Err(error) => return tracing::error!(%error, "Own frame not encodable"),
     };
     if let Err(error) = link.try_send(Outgoing {
-        frame: parcel,
+        frame,
         lane,
         deadline: None,
     }) {
-        tracing::debug!(peer = %link.id().short(), %error, "not told");
+        tracing::debug!(peer = %link.id().short(), %error, "Frame not queued");
     }
 }

@@ -117,7 +117,7 @@ impl MemoryDisk {
     }
 
     /// Another disk: this one after a restart. Of the changes of names that were not flushed those stay whose bit in
-    /// `names_kept` is set. Nothing fails there until it is told to.
+    /// `names_kept` is set. Nothing fails there before the next [`MemoryDisk::fail_at`].
     #[must_use]
     pub fn restarted(&self, loss: Loss, names_kept: u32) -> Self {
         let mut inner = self.inner().clone();

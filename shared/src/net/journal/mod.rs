@@ -3,9 +3,9 @@
 //! Invariants:
 //! * What [`JournalFile::append`] has answered with success survives a power cut at any instant, whole and in order.
 //!   What it has refused, or not answered, may be there or not, in order and from the first on, never in part.
-//! * The ledger holds what is durable, and nothing else.
+//! * The deduplication table holds what is durable, and nothing else.
 //! * After a failed write or flush nothing is written to that file again: a system may drop what it could not flush and
-//!   report success the next time. The next append begins with a new file that says all that the ledger knows.
+//!   report success the next time. The next append begins with a new file that contains the whole table.
 //!
 //! Opening ends with a snapshot too: the process before may have died after a write that the disk had refused, and what
 //! still reads well then need not be on the disk.
@@ -165,7 +165,7 @@ impl<D: Disk> JournalFile<D> {
     /// Makes these records durable, all of them when it returns with success.
     ///
     /// # Errors
-    /// [`JournalFault`]; then the ledger is as it was, and the next call starts with a new file.
+    /// [`JournalFault`]; then the table is unchanged, and the next call starts with a new file.
     pub fn append(&mut self, records: &[Record]) -> Result<(), JournalFault> {
         let mut bytes = self.encode_records(records);
         if bytes.len() as u64 > self.bytes_until_snapshot {

@@ -59,7 +59,7 @@ fn script() -> Vec<Vec<Record>> {
     ]
 }
 
-/// Runs the script, going on after failures as a node does; gives the ledger of what was acknowledged and every ledger
+/// Runs the script, going on after failures as a node does; returns the table of what was acknowledged and every table
 /// that may be found after a crash: that one, with any first part of what was tried since then and refused.
 fn run_script(disk: &MemoryDisk) -> (DedupTable, Vec<DedupTable>) {
     let mut acknowledged = DedupTable::default();
@@ -88,7 +88,7 @@ fn run_script(disk: &MemoryDisk) -> (DedupTable, Vec<DedupTable>) {
         assert_eq!(
             *journal.dedup_table(),
             acknowledged,
-            "the ledger holds what is durable"
+            "the table holds what is durable"
         );
     }
     (acknowledged, allowed)
@@ -290,11 +290,11 @@ fn journal_works_on_a_real_directory() {
     journal.append(&[started(1), ended(1)]).expect("room");
     journal.file = None;
     journal.append(&[started(2)]).expect("room");
-    let ledger = journal.dedup_table().clone();
+    let table = journal.dedup_table().clone();
     drop(journal);
     let (mut journal, recovery) = JournalFile::open(disk());
     assert_eq!((recovery.records, recovery.damage), (3, None));
-    assert_eq!(*journal.dedup_table(), ledger);
+    assert_eq!(*journal.dedup_table(), table);
     journal.append(&[ended(2)]).expect("room");
     let names: BTreeSet<_> = std::fs::read_dir(dir.path())
         .expect("a directory")

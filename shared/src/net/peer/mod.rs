@@ -1,7 +1,6 @@
-//! A peer as the rest of the program sees it: who it is, what happens to it, and a handle to send with.
+//! The interface to one peer: its description, its events, and a handle to send with.
 //!
-//! Behind each handle stands one task (`task`) that owns the session and the connection at hand, and outlives
-//! connections.
+//! One task (`task`) for each session owns the session and its present connection, and outlives connections.
 
 mod task;
 #[cfg(test)]
@@ -28,58 +27,58 @@ use crate::proto::wire::{Frame, Lane};
 
 pub(crate) use task::{TaskParts, spawn};
 
-/// What is known of a peer while it is linked.
+/// The description of a linked peer.
 #[derive(Clone, Debug)]
 pub struct PeerInfo {
-    /// Its key's hash.
+    /// SHA-256 of its public key.
     pub id: PeerId,
-    /// Its key.
+    /// Its public key, proved by TLS.
     pub key: PublicKey,
-    /// What it runs.
+    /// Node or station.
     pub kind: PeerKind,
-    /// What the fleet root says it may be.
+    /// The role in its grant.
     pub role: Role,
-    /// Its name.
+    /// Its name, which need not be unique.
     pub name: NodeName,
-    /// Its tags.
+    /// Its tags, which selectors match.
     pub tags: BTreeMap<String, String>,
-    /// Its program's version.
+    /// The version of its program.
     pub software: String,
-    /// The other end of the connection.
+    /// The remote address of the connection.
     pub addr: SocketAddr,
-    /// Where it can be dialled: its address with the port that it listens on.
+    /// Its address with the port that it listens on; port 0 if it does not listen.
     pub listen_addr: SocketAddr,
     /// This run of its process.
     pub instance: Instance,
 }
 
-/// How a request ended, for whoever sent it.
+/// How a request ended.
 #[derive(Debug)]
 pub enum RequestResult {
     /// The content of its reply.
     Reply(Bytes),
-    /// Its time to live ran out before it could be sent.
+    /// Its time to live ended before it was sent.
     Expired,
     /// It was sent, and the peer's process ended before its reply came.
     Lost,
     /// No reply came in time.
     TimedOut,
-    /// It was never queued.
+    /// It was not queued, for this reason.
     NotSent(String),
 }
 
-/// A request's end and whose it was.
+/// The end of one request.
 #[derive(Debug)]
 pub struct CompletedRequest {
-    /// The peer that it was for.
+    /// The peer that the request was sent to.
     pub peer: PeerId,
-    /// The request's number.
+    /// [`Request::id`].
     pub id: u64,
     /// How it ended.
     pub result: RequestResult,
 }
 
-/// Where the end of a request goes: a channel with room for as many as its owner sends.
+/// The channel for the end of a request. It needs room for as many requests as its owner has open: further ends are lost.
 #[derive(Clone, Debug)]
 pub struct ReplyTo(pub mpsc::Sender<CompletedRequest>);
 
@@ -91,12 +90,9 @@ pub(crate) struct RequestToken {
 
 impl RequestToken {
     fn resolve(self, peer: PeerId, result: RequestResult) {
-        // The receiver may have gone: then nobody wants to know.
-        let _unwanted = self.reply_to.0.try_send(CompletedRequest {
-            peer,
-            id: self.id,
-            result,
-        });
+        let Self { id, reply_to } = self;
+        // The receiver may have been dropped.
+        reply_to.0.try_send(CompletedRequest { peer, id, result }).ok();
     }
 }
 
@@ -107,14 +103,14 @@ pub(crate) struct SessionMessage {
     pub(crate) expected: Option<ExpectedReply<RequestToken>>,
 }
 
-/// A request's number, its patience, and where its end goes.
+/// What turns a message into a request: the session waits for its reply.
 #[derive(Debug)]
 pub struct Request {
-    /// As in the header.
+    /// As in the frame's header.
     pub id: u64,
     /// When to stop waiting for the reply.
     pub timeout_at: Instant,
-    /// Where the end goes.
+    /// Where [`CompletedRequest`] goes.
     pub reply_to: ReplyTo,
 }
 
@@ -124,34 +120,34 @@ pub struct PeerLink {
     id: PeerId,
     messages: mpsc::Sender<SessionMessage>,
     last_heard: Arc<LastHeard>,
-    /// For the emergency lane, so that a full queue of other messages is never in its way.
+    /// For the emergency lane, so that a full queue of other messages never delays it.
     emergency: mpsc::Sender<SessionMessage>,
     chunk_bytes: ChunkBytes,
 }
 
-/// How long a chunk of a file is best just now: written by a session's task, read by whoever reads files for it. Clones
-/// are one.
+/// The chunk size that suits a link now, in bytes: written by the session's task, read by the reader of a file. Clones
+/// share the value.
 #[derive(Clone, Debug)]
 pub struct ChunkBytes(Arc<AtomicUsize>);
 
 impl ChunkBytes {
-    /// To begin with.
+    /// With an initial value.
     pub fn new(bytes: usize) -> Self {
         Self(Arc::new(AtomicUsize::new(bytes)))
     }
 
-    /// As it is now.
+    /// The present value, in bytes.
     pub fn get(&self) -> usize {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// It has changed.
+    /// Replaces the value.
     pub fn set(&self, bytes: usize) {
         self.0.store(bytes, Ordering::Relaxed);
     }
 }
 
-/// When a peer was heard last: written by its session's task, read by anybody.
+/// When bytes of a peer arrived last: written by its session's task, read by its handles.
 #[derive(Debug)]
 pub(crate) struct LastHeard {
     start: Instant,
@@ -182,7 +178,7 @@ impl fmt::Debug for PeerLink {
     }
 }
 
-/// The session's task has ended, or its queue is full.
+/// Why a message was not queued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LinkError {
     /// Too much waits for this peer.
@@ -194,18 +190,18 @@ pub enum LinkError {
 }
 
 impl PeerLink {
-    /// Whose session it is.
+    /// The peer of this session.
     pub fn id(&self) -> PeerId {
         self.id
     }
 
-    /// When the peer was heard last; `None` if it never was.
+    /// When bytes of the peer arrived last; `None` if none have.
     pub fn last_heard(&self) -> Option<Instant> {
         let after_ms = self.last_heard.after_ms.load(Ordering::Relaxed).checked_sub(1)?;
         Some(self.last_heard.start + Duration::from_millis(after_ms))
     }
 
-    /// How long a chunk of a file is best on this session's link.
+    /// The chunk size that suits this session's link.
     pub fn chunk_bytes(&self) -> ChunkBytes {
         self.chunk_bytes.clone()
     }
@@ -221,8 +217,7 @@ impl PeerLink {
         })
     }
 
-    /// Queues a request at once or not at all. If this returns `Ok`, its end goes to `request.reply_to`, whatever
-    /// happens.
+    /// Queues a request at once or not at all. After `Ok`, exactly one end goes to `request.reply_to`.
     ///
     /// # Errors
     /// [`LinkError`]; nothing was queued.
@@ -233,10 +228,10 @@ impl PeerLink {
         })
     }
 
-    /// Queues a message, waiting for room: for files.
+    /// Queues a message, waiting for room. For chunks of files.
     ///
     /// # Errors
-    /// [`LinkError::Stopped`].
+    /// [`LinkError::Closed`].
     pub async fn send(&self, outgoing: Outgoing) -> Result<(), LinkError> {
         let message = SessionMessage {
             outgoing,
@@ -245,10 +240,10 @@ impl PeerLink {
         self.enqueue(message).await
     }
 
-    /// Queues a request, waiting for room: for files.
+    /// Queues a request, waiting for room. For file transfers.
     ///
     /// # Errors
-    /// [`LinkError::Stopped`].
+    /// [`LinkError::Closed`].
     pub async fn request(&self, outgoing: Outgoing, request: Request) -> Result<(), LinkError> {
         let message = SessionMessage {
             outgoing,
@@ -291,7 +286,7 @@ fn expected_reply(request: Request) -> ExpectedReply<RequestToken> {
     }
 }
 
-/// What happens to a peer, for the application.
+/// An event of a peer, for the application.
 #[derive(Debug)]
 pub enum PeerEvent {
     /// Frames flow.
@@ -303,48 +298,48 @@ pub enum PeerEvent {
         /// True if the session continues the one of the link before: then no message was lost in between.
         resumed: bool,
     },
-    /// It has not been heard for two heartbeats.
+    /// No byte has arrived for two heartbeats.
     Silent(PeerId),
-    /// It has been heard again.
+    /// Bytes arrive again.
     Responsive(PeerId),
-    /// Its link is gone.
+    /// The link is closed; the session stays.
     Disconnected {
-        /// Whose.
+        /// The peer.
         id: PeerId,
-        /// Why, for people.
+        /// The reason, as text for logs.
         reason: String,
     },
-    /// A bulk session with the peer has begun: what happens there comes here, so that files wait only for files. Take
-    /// its events or drop their receiver: while they lie, the session stands still, its sending too.
+    /// A bulk session with the peer has begun. Its events have a channel of their own, so that files delay only files.
+    /// Read it or drop it: while it is full, the session neither reads nor sends.
     BulkOpened {
-        /// Whose.
+        /// The peer.
         id: PeerId,
-        /// To send files with.
+        /// The handle of the bulk session.
         link: PeerLink,
-        /// Its frames.
+        /// The events of the bulk session.
         events: mpsc::Receiver<Self>,
     },
     /// A frame that its role permits.
     Frame {
-        /// Who sent it.
+        /// The sender.
         peer: Arc<PeerInfo>,
-        /// On which connection it came.
+        /// The connection that it came on.
         channel: Channel,
-        /// The frame.
+        /// Header and content.
         frame: Box<Frame>,
         /// Of a command, its class, by which its sender's role was judged; `None` if its arguments are unreadable, and
         /// of other frames.
         class: Option<ActionClass>,
-        /// When it is too late to act on it, on [`clock::now`](super::clock::now).
+        /// When acting on it is too late, on [`clock::now`](super::clock::now).
         deadline: Option<Instant>,
     },
 }
 
-/// An emergency stop that came over a link. It has a way of its own to the application, so that nothing else that waits
-/// there is in front of it.
+/// An emergency stop that came over a link. It has a channel of its own to the application, ahead of everything queued
+/// there.
 #[derive(Clone, Debug)]
 pub struct StopReceived {
-    /// Who sent it: a peer whose role may.
+    /// The sender, whose role permits stops.
     pub peer: PeerId,
     /// The signed order.
     pub order: Bytes,
@@ -355,25 +350,25 @@ pub struct StopReceived {
 pub(crate) struct Attachment {
     pub(crate) conn: Conn,
     pub(crate) info: Arc<PeerInfo>,
-    /// Tells this link from others of the same session.
+    /// Distinguishes this link from others of the same session.
     pub(crate) link_number: u64,
 }
 
 #[derive(Debug)]
 pub(crate) enum LinkCommand {
     Attach(Box<Attachment>),
-    /// Tell the peer why and close the link.
+    /// Send the peer the reason and close the link.
     Close(Refused),
-    /// The same, and end the session: nothing is shared with this peer any more.
+    /// The same, and end the session.
     EndSession(Refused),
 }
 
-/// Word of a link, for the endpoint.
+/// An event of a link, for the endpoint.
 #[derive(Debug)]
 pub(crate) enum LinkEvent {
     /// Frames flow.
     Opened { id: PeerId, channel: Channel },
-    /// The link is gone; `refused` if the peer said why.
+    /// The link is closed; `refused` if the peer sent a reason.
     Closed {
         id: PeerId,
         channel: Channel,
@@ -381,9 +376,9 @@ pub(crate) enum LinkEvent {
         addr: SocketAddr,
         refused: Option<Refused>,
     },
-    /// A frame that concerns all links.
+    /// A frame for the endpoint itself.
     Frame { peer: Arc<PeerInfo>, frame: Box<Frame> },
-    /// There are files to send, and no connection for them.
+    /// A bulk session has frames to send and no connection.
     BulkWanted { id: PeerId },
 }
 

@@ -1,8 +1,8 @@
 //! The task of one session.
 //!
-//! Inputs: messages to send, links to take up or to close, bytes, time. Outputs: events for the application, word of
-//! its link for the endpoint. While the application takes no events, nothing more is read from the peer; while the
-//! session's outbox is full, no more messages are taken, so that their senders hear of it at once.
+//! Inputs: messages to send, connections to attach or to close, bytes, time. Outputs: events for the application and for
+//! the endpoint. While an event channel is full, nothing more is read from the peer. While the session's outbox is full,
+//! no more messages are accepted, so that senders get `busy` at once.
 
 use std::collections::VecDeque;
 use std::pin::{Pin, pin};
@@ -37,15 +37,15 @@ const CONTROL_INPUT_MESSAGES: usize = 256;
 const BULK_INPUT_MESSAGES: usize = 4;
 /// Emergency messages that wait in front of a session.
 const EMERGENCY_INPUT_MESSAGES: usize = 64;
-/// Links that wait to be taken up by one session.
+/// Connections and commands that wait for one session.
 const COMMANDS_MAX: usize = 8;
-/// Messages taken in one go before the connection gets its turn.
+/// Messages accepted in one go before the connection gets its turn.
 const MESSAGES_PER_TURN: usize = 256;
 /// Bytes that wait for the socket before the session is asked for no more.
 const OUTPUT_BYTES_MAX: usize = 256 * 1024;
 /// Room for events that a quiet session keeps.
 const EVENT_BUFFER_KEPT: usize = 16;
-/// How long a closing link may take to say why it closes.
+/// How long a closing link may take to send its reason.
 const CLOSE_GRACE: Duration = Duration::from_millis(500);
 /// A bulk connection on which nothing was to be sent or read for this long is closed.
 const BULK_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -56,11 +56,11 @@ struct ActiveLink {
     conn: Conn,
     info: Arc<PeerInfo>,
     link_number: u64,
-    /// Whether the application has been told that it is up.
+    /// Whether `Connected` has been sent for it.
     announced: bool,
 }
 
-/// What a session's task is made of.
+/// What [`spawn`] needs.
 pub(crate) struct TaskParts {
     pub(crate) id: PeerId,
     pub(crate) channel: Channel,
@@ -102,7 +102,7 @@ struct PeerTask {
     /// Events that found their channel full, in their order; nothing is read while there are any.
     pending_events: VecDeque<(Route, PeerEvent)>,
     link_events: mpsc::Sender<LinkEvent>,
-    /// Empty; kept so that not every frame needs an allocation.
+    /// Empty between calls; kept to save an allocation for each frame.
     event_buffer: Vec<SessionEvent<RequestToken>>,
     last_heard: Arc<LastHeard>,
     chunk_bytes: ChunkBytes,
@@ -185,7 +185,7 @@ pub(crate) fn spawn(parts: TaskParts) -> Result<SessionHandle, WireError> {
 
 impl PeerTask {
     async fn run(mut self) {
-        // Both are kept from one wait to the next: a busy link wakes up a hundred thousand times a second.
+        // Both are kept across wake-ups: a busy link has a hundred thousand of them a second.
         let mut shutdown = pin!(self.shutdown.clone().cancelled_owned());
         let mut timer = Timer::new();
         let close_reason = loop {
@@ -200,7 +200,7 @@ impl PeerTask {
                 Wakeup::Message(message) => self.queue_message(message),
                 Wakeup::Io(Ok(IoProgress::Received)) => {
                     self.receive_frames().await;
-                    // A busy link has always something to read, and its time-outs would wait for a quiet moment.
+                    // A busy link always has something to read, which must not starve its time-outs.
                     if self.next_timeout().is_some_and(|next| clock::now() >= next) {
                         self.handle_timeout().await;
                     }
@@ -218,7 +218,7 @@ impl PeerTask {
         self.end_session().await;
     }
 
-    /// Gives everything that still waits its end.
+    /// Ends every request that is still open.
     async fn end_session(&mut self) {
         let not_sent = || RequestResult::NotSent(LinkError::Closed.to_string());
         for token in self.session.end() {
@@ -258,7 +258,7 @@ impl PeerTask {
         tokio::select! {
             biased;
             () = shutdown => Wakeup::Shutdown,
-            // The endpoint holds the senders for as long as the session is to live, and says when it ends.
+            // The endpoint holds the senders while the session lives, and ends it by a command.
             Some(link) = self.commands.recv() => Wakeup::Command(link),
             Some(message) = self.emergency.recv(), if can_queue_emergency => Wakeup::Message(message),
             // A closed channel drops the event: its reader has ended.
@@ -274,7 +274,7 @@ impl PeerTask {
         }
     }
 
-    /// A full session takes no more: its input fills up, and whoever sends waits or is told that it is busy.
+    /// While the outbox is full the input fills up, and senders wait or get `busy`.
     fn can_queue_message(&self) -> bool {
         self.session.has_room(match self.channel {
             Channel::Control | Channel::Join => Lane::Control,
@@ -284,7 +284,7 @@ impl PeerTask {
 
     fn next_timeout(&self) -> Option<Instant> {
         let bulk = match (self.channel, self.link.is_some(), self.session.is_idle()) {
-            // While the application takes no events, nothing is done about the connection.
+            // While events are pending, the connection is left as it is.
             (Channel::Bulk, _, _) if !self.pending_events.is_empty() => None,
             (Channel::Bulk, true, true) => Some(self.last_active + BULK_IDLE_TIMEOUT),
             (Channel::Bulk, false, false) => Some(self.last_active + BULK_REQUEST_INTERVAL),
@@ -318,7 +318,7 @@ impl PeerTask {
         if let Err(error) = self.session.send(outgoing, expected) {
             match token {
                 Some(token) => token.resolve(self.id, RequestResult::NotSent(error.to_string())),
-                None => tracing::warn!(peer = %self.id.short(), %error, "message not queued"),
+                None => tracing::warn!(peer = %self.id.short(), %error, "Message not queued"),
             }
         }
     }
@@ -331,7 +331,7 @@ impl PeerTask {
                 .session
                 .transmit(&mut linked.conn.output, OUTPUT_BYTES_MAX, now)
             {
-                tracing::error!(peer = %self.id.short(), %error, "a frame of ours does not encode");
+                tracing::error!(peer = %self.id.short(), %error, "Own frame not encodable");
             }
             if linked.conn.output.len() > before && !self.session.is_idle() {
                 self.last_active = now;
@@ -377,7 +377,7 @@ impl PeerTask {
             link_number,
             announced: false,
         });
-        // What came behind the hello is in the connection's buffer already.
+        // Frames behind the hello are in the connection's buffer already.
         self.receive_frames().await;
     }
 
@@ -415,7 +415,7 @@ impl PeerTask {
     async fn handle_timeout(&mut self) {
         let now = clock::now();
         if !self.pending_events.is_empty() {
-            // We were not reading, so we could not have heard it.
+            // Nothing was read meanwhile, so the silence is not the peer's.
             self.session.reset_silence_timer(now);
         }
         if let Err(fault) = self.session.handle_timeout(now) {
@@ -424,7 +424,7 @@ impl PeerTask {
         self.forward_events().await;
     }
 
-    /// Hands on what has happened in the session.
+    /// Forwards the session's events.
     async fn forward_events(&mut self) {
         let mut events = std::mem::take(&mut self.event_buffer);
         events.extend(self.session.take_events());
@@ -469,8 +469,8 @@ impl PeerTask {
                 order: frame.content,
             };
             if self.stops.try_send(stop).is_err() {
-                // It is sent every second until it is answered.
-                tracing::warn!(peer = %peer.name, "a stop over its link waits for its repeat: too many at once");
+                // The station repeats it every second until it is acknowledged.
+                tracing::warn!(peer = %peer.name, "Stop dropped until its repeat: too many at once");
             }
         } else if let Some(Kind::Roster | Kind::FleetState | Kind::OpenBulk) = frame.header.kind {
             self.notify_endpoint(LinkEvent::Frame { peer, frame }).await;
@@ -519,20 +519,20 @@ impl PeerTask {
     }
 
     async fn notify_endpoint(&mut self, event: LinkEvent) {
-        // Fails only while everything is being shut down.
-        let _stopping = self.link_events.send(event).await;
+        // Fails only during shutdown.
+        self.link_events.send(event).await.ok();
     }
 
     fn refuse_frame(&mut self, frame: &Frame, refused: &Refused) {
-        tracing::warn!(peer = %self.id.short(), kind = ?frame.header.kind, %refused, "refused a frame");
+        tracing::warn!(peer = %self.id.short(), kind = ?frame.header.kind, %refused, "Frame refused");
         if frame.header.kind != Some(Kind::Command) {
             return;
         }
         let reply = Reply::refused(refused.reason.clone()).to_frame(&frame.header);
         match EncodedFrame::new(&reply) {
-            Ok(parcel) => {
+            Ok(frame) => {
                 let outgoing = Outgoing {
-                    frame: parcel,
+                    frame,
                     lane: Lane::Control,
                     deadline: None,
                 };
@@ -541,14 +541,14 @@ impl PeerTask {
                     expected: None,
                 });
             }
-            Err(error) => tracing::error!(%error, "a refusal does not encode"),
+            Err(error) => tracing::error!(%error, "Own frame not encodable"),
         }
     }
 
-    /// The connection is gone or useless; the session waits for the next one.
+    /// The connection is closed or unusable; the session waits for the next one.
     async fn on_link_lost(&mut self, reason: &str, refused: Option<Refused>) {
         self.session.detach();
-        // What came before the end still counts.
+        // Frames from before the end still count.
         self.forward_events().await;
         if let Some(linked) = self.link.take() {
             self.notify_link_closed(
@@ -562,7 +562,7 @@ impl PeerTask {
         }
     }
 
-    /// Tells the peer why its link closes, and closes it.
+    /// Sends the peer the reason, and closes its link.
     async fn close_link(&mut self, refused: &Refused) {
         self.session.detach();
         self.forward_events().await;
@@ -576,11 +576,11 @@ impl PeerTask {
             return;
         };
         if let Err(error) = conn.queue_frame(&Frame::json(Kind::Refused, refused)) {
-            tracing::error!(%error, "a refusal does not encode");
+            tracing::error!(%error, "Own frame not encodable");
         }
         self.tasks.spawn(async move {
             if timeout(CLOSE_GRACE, conn.close()).await.is_err() {
-                tracing::debug!("a link would not close in good order");
+                tracing::debug!("Link not closed in time");
             }
         });
         self.notify_link_closed(&info, link_number, announced, &refused.reason, None)
@@ -595,7 +595,7 @@ impl PeerTask {
         reason: &str,
         refused: Option<Refused>,
     ) {
-        tracing::debug!(peer = %info.name, channel = ?self.channel, reason, "link closed");
+        tracing::debug!(peer = %info.name, channel = ?self.channel, reason, "Link closed");
         if announced {
             let id = self.id;
             self.notify_both(|_link| PeerEvent::Disconnected {
@@ -628,7 +628,7 @@ fn check_permission(role: Role, frame: &Frame) -> Result<Option<ActionClass>, Re
         return permit(role, &Permission::Frame(kind)).map(|()| None);
     }
     let action = frame.header.action.as_deref().unwrap_or_default();
-    // Most commands need no look at their arguments. What cannot be read asks for the most.
+    // Most commands are classified by their action alone. Unreadable arguments need the highest permission.
     let arguments: Arguments = match action {
         "id" | "config" => match frame.parse_content() {
             Ok(arguments) => arguments,

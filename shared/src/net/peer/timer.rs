@@ -7,17 +7,16 @@ use tokio::time::Sleep;
 
 use crate::net::clock;
 
-/// Wakes the task no later than at the next deadline. Deadlines mostly move on, with each frame that comes, so it is set
-/// anew only when one comes nearer: for the price of waking up once too early it saves a turn with the runtime's timers
-/// at every frame.
+/// Wakes the task no later than at the next deadline. Deadlines mostly move later with each frame, so the timer is reset
+/// only for an earlier one: waking up too early once is cheaper than a reset at every frame.
 ///
-/// A machine that was suspended meanwhile wakes it late, once, by no more than was left when it fell asleep.
+/// After a suspend it fires late once, by no more than its remaining time then.
 pub(super) struct Timer {
     sleep: Option<Pin<Box<Sleep>>>,
-    /// When it rings, if it is armed.
+    /// When it fires, if it is armed.
     deadline: Option<Instant>,
-    /// Whether it is still to ring. The timer itself cannot be asked: it may go off on another thread before anybody
-    /// waits for it here, and would then never be heard.
+    /// Whether it still has to fire. The sleep itself does not say so: it may elapse on another thread before this task
+    /// polls it, and would then be missed.
     armed: bool,
 }
 
@@ -49,7 +48,7 @@ impl Timer {
                 sleep.await;
                 self.armed = false;
             }
-            // Nothing is due, and it has rung already.
+            // Nothing is due, and it has fired already.
             Some(_) | None => std::future::pending().await,
         }
     }

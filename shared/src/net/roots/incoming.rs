@@ -87,7 +87,7 @@ impl IncomingFile {
                 .map_err(|e| FileError::io(path, "keep its directory open", e))?,
             name: Some(temp_name),
         };
-        // Tells a sweep that this one is in use.
+        // A sweep leaves locked files alone.
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
             .map_err(|e| FileError::io(path, "lock a file beside it", e))?;
         Ok(Self {
@@ -143,7 +143,7 @@ impl IncomingFile {
         Ok(())
     }
 
-    /// Checks what came against what the sender says, and makes the file visible under its name.
+    /// Verifies size and SHA-256 against those of the sender, and makes the file visible under its name.
     ///
     /// # Errors
     /// [`FileError`]; a file that was there before under that name is unchanged.
@@ -180,8 +180,8 @@ impl IncomingFile {
         })
     }
 
-    /// Has a thread put on the disk what was written, so that writing and hashing go on meanwhile; waits for it
-    /// only when it is too far behind.
+    /// Requests a sync by the sync thread, so that writing and hashing continue meanwhile; waits only when the thread is
+    /// too far behind.
     fn sync_in_background(&mut self) -> io::Result<()> {
         let sync_thread = match self.sync_thread.take() {
             Some(flusher) => flusher,
@@ -257,7 +257,7 @@ fn temp_name(name: &str) -> io::Result<String> {
     Ok(format!(".{}{tail}", &name[..keep]))
 }
 
-/// A thread that syncs one file when it is asked to.
+/// A thread that syncs one file on request.
 struct SyncThread {
     requests: SyncSender<()>,
     thread: JoinHandle<io::Result<()>>,
@@ -294,6 +294,6 @@ impl SyncThread {
         drop(self.requests);
         self.thread
             .join()
-            .unwrap_or_else(|_panic| Err(io::Error::other("the thread that syncs has died")))
+            .unwrap_or_else(|_panic| Err(io::Error::other("internal error: the sync thread panicked")))
     }
 }

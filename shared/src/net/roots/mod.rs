@@ -5,7 +5,7 @@
 //! * The kernel confines, not a string: each component is opened relative to the directory before it, by `openat2`
 //!   with `RESOLVE_BENEATH | NO_MAGICLINKS | NO_SYMLINKS`, or by cap-std where the kernel is too old for that call.
 //!   No symbolic link below a root is ever followed, not even one that stays inside.
-//! * A file under its own name is whole: [`Incoming`] writes beside it, under a hidden name, and renames at the end.
+//! * A file under its own name is whole: [`IncomingFile`] writes beside it, under a hidden name, and renames at the end.
 //! * Everything here blocks on the disk: call it from a thread that may block.
 
 mod incoming;
@@ -75,9 +75,9 @@ pub enum FileError {
     Full {
         /// The path.
         path: String,
-        /// How much it needs, in bytes.
+        /// Bytes that the file needs.
         needed: u64,
-        /// How much there is, in bytes.
+        /// Bytes that are free.
         free: u64,
     },
     /// The sender sent more, less or other bytes than it announced.
@@ -85,7 +85,7 @@ pub enum FileError {
     Mismatch {
         /// The path.
         path: String,
-        /// What does not fit.
+        /// The difference, as a sentence.
         what: String,
     },
     /// The file became shorter while it was read.
@@ -94,7 +94,7 @@ pub enum FileError {
         /// The path.
         path: String,
     },
-    /// The system said no.
+    /// The system refuses.
     #[error("{path}: cannot {doing}: {source}")]
     Io {
         /// The path.
@@ -215,7 +215,7 @@ impl Roots {
                 known: self.describe_known_roots(),
             });
         };
-        // The root's own path is the owner's word, links and all.
+        // The root's own path comes from the owner's configuration and may contain links.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let mut at = rustix::fs::open(top, flags, Mode::empty())
             .map_err(|e| FileError::io(path, "open the root's directory", e))?;
@@ -241,7 +241,7 @@ impl Roots {
 
 fn make_dir(parent: BorrowedFd<'_>, name: &str) -> Result<(), Errno> {
     match rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
-        // Another transfer was quicker.
+        // Another transfer has made it meanwhile.
         Err(Errno::EXIST) => Ok(()),
         made => made.and_then(|()| rustix::fs::fsync(parent)),
     }

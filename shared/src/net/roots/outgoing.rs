@@ -18,7 +18,7 @@ pub struct Chunk {
     pub bytes: Bytes,
 }
 
-/// A regular file that is being sent: its first [`Outgoing::size`] bytes, as they were when it was opened or later.
+/// A regular file that is being sent: its first [`OutgoingFile::size`] bytes, as they were when it was opened or later.
 pub struct OutgoingFile {
     path: String,
     file: File,
@@ -43,7 +43,7 @@ impl OutgoingFile {
         Self::from_file(roots.open(path)?, path)
     }
 
-    /// Sends a file that is open already: one that the operator named on this machine.
+    /// A file that is open already: one that the operator named on this machine.
     ///
     /// # Errors
     /// [`FileError::NotAFile`], or what the system says.
@@ -76,7 +76,7 @@ impl OutgoingFile {
         self.mode
     }
 
-    /// The next part, of `most` bytes and no more than [`FILE_CHUNK_BYTES`]; `None` after the last.
+    /// The next part, of at most `max_bytes` bytes and no more than [`FILE_CHUNK_BYTES`]; `None` after the last.
     ///
     /// # Errors
     /// [`FileError::Changed`] if the file became shorter, or what the system says.

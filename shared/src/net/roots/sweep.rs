@@ -9,12 +9,12 @@ use rustix::fs::{FlockOperation, OFlags};
 /// How deep below a root leftovers are looked for, in directories.
 const DEPTH_MAX: usize = 32;
 
-/// Removes leftovers below `dir`, and says how many. Links are not followed; what is locked is in use and stays.
+/// Removes leftovers below `dir`; returns how many. Links are not followed; what is locked is in use and stays.
 pub(super) fn sweep(dir: &Path) -> usize {
     sweep_dir(dir, DEPTH_MAX)
 }
 
-/// Removes leftovers in `dir` itself, and says how many.
+/// Removes leftovers in `dir` itself; returns how many.
 pub(super) fn sweep_top_level(dir: &Path) -> usize {
     sweep_dir(dir, 0)
 }
@@ -35,7 +35,7 @@ fn sweep_dir(dir: &Path, depth: usize) -> usize {
     removed
 }
 
-/// `.NAME.PID-RANDOM.part`, as [`super::Incoming`] names its files.
+/// `.NAME.PID-RANDOM.part`, as [`super::IncomingFile`] names its files.
 fn is_temp(name: &str) -> bool {
     let Some((head, tail)) = name
         .strip_prefix('.')

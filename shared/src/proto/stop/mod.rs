@@ -1,4 +1,5 @@
-//! The emergency stop: an order that any peer may forward and only an operator can issue.
+//! The emergency stop: an order that any peer may forward and only an operator can issue. Both sides as pure
+//! state machines; the tasks around them are `node/src/stop` and, at the station, the engine's `stop`.
 //!
 //! | part | content |
 //! |---|---|

@@ -1,6 +1,6 @@
-//! Clients at gateways, of all manners.
+//! Clients of gateways, well-behaved and otherwise.
 //!
-//! | manners | what it does |
+//! | behaviour | what it does |
 //! |---|---|
 //! | good | asks once a second, and reads |
 //! | silent | says nothing |
@@ -30,7 +30,7 @@ const RECONNECT_DELAY: Duration = Duration::from_millis(500);
 /// Between two questions of a good client.
 const REQUEST_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A door.
+/// A gateway that is put under load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Gateway {
     /// For drones of clever-show.
@@ -57,12 +57,12 @@ impl Gateway {
         }
     }
 
-    /// Whether the door speaks first, and its client answers.
+    /// Whether the gateway sends first and its client answers.
     fn speaks_first(self) -> bool {
         self == Self::CleverShow
     }
 
-    /// What a client says: a question that only reads; of clever-show's drones, readings.
+    /// The request of a client, which only reads; of clever-show's drones, readings.
     fn request(self) -> Vec<u8> {
         let request = json!({"type": "request", "action": "station.nodes", "target": "node-0"}).to_string();
         match self {
@@ -117,12 +117,12 @@ impl ClientBehaviour {
     }
 }
 
-/// What became of a crowd.
+/// The results of one crowd.
 #[derive(Debug, Default)]
 pub(super) struct ClientStats {
     /// Answers to good clients: how long each took, in ms.
     pub(super) reply_times: Samples,
-    /// Connections of others that the door closed.
+    /// Connections of other clients that the gateway closed.
     pub(super) closed: u64,
 }
 
@@ -138,10 +138,10 @@ impl ClientLoad {
     pub(super) fn start(gateways: &[(Gateway, SocketAddr)], clients: u16) -> Self {
         let served = Arc::new(Mutex::new(ClientStats::default()));
         let mut tasks = JoinSet::new();
-        for (door, addr) in gateways {
+        for (gateway, addr) in gateways {
             for number in 0..clients {
                 let client = Client {
-                    gateway: *door,
+                    gateway: *gateway,
                     addr: *addr,
                     number,
                     served: Arc::clone(&served),
@@ -266,7 +266,7 @@ impl Client {
     }
 }
 
-/// Until the door has had enough.
+/// Sends until the gateway closes the connection.
 async fn silent(mut stream: TcpStream) -> std::io::Result<()> {
     let mut heard = [0; 1024];
     while stream.read(&mut heard).await? > 0 {}
