@@ -61,7 +61,9 @@ impl FleetStore {
     pub fn load_fleet(&self, own: &PublicKey) -> Option<Membership> {
         let path = self.dir.join(FLEET_FILE);
         let bytes = state_file::read(&path)
-            .inspect_err(|error| tracing::warn!(%error, "Membership unreadable: the node starts without a fleet"))
+            .inspect_err(
+                |error| tracing::warn!(%error, "Membership unreadable: the node starts without a fleet"),
+            )
             .ok()??;
         let sound = |text: &[u8]| -> anyhow::Result<Membership> {
             let membership: Membership = serde_json::from_slice(text)?;
@@ -128,12 +130,16 @@ impl FleetStore {
     /// the file is unreadable.
     pub fn load_loss_state(&self, boot: &str) -> Option<LossState> {
         let bytes = state_file::read(&self.dir.join(LOST_LINK_FILE))
-            .inspect_err(|error| tracing::warn!(%error, "Lost-link state unreadable: treated as never linked"))
+            .inspect_err(
+                |error| tracing::warn!(%error, "Lost-link state unreadable: treated as never linked"),
+            )
             .ok()??;
         let kept: Result<StoredLossState, _> = serde_json::from_slice(&bytes);
-        kept.inspect_err(|error| tracing::warn!(%error, "Lost-link state unreadable: treated as never linked"))
-            .ok()?
-            .for_boot(boot)
+        kept.inspect_err(
+            |error| tracing::warn!(%error, "Lost-link state unreadable: treated as never linked"),
+        )
+        .ok()?
+        .for_boot(boot)
     }
 
     /// Stores the lost-link state.

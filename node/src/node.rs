@@ -281,12 +281,7 @@ fn open_journal(state: &StateDir) -> anyhow::Result<(Journal, DedupTable)> {
     } = recovery;
     tracing::debug!(records, "Journal read");
     if let Some(damage) = damage {
-        tracing::warn!(
-            damage,
-            dropped_bytes,
-            not_kept,
-            "Journal's end cannot be read"
-        );
+        tracing::warn!(damage, dropped_bytes, not_kept, "Journal's end cannot be read");
     }
     if let Some(fault) = fault {
         tracing::warn!(%fault, "WHAT ACTS IS REFUSED: the journal cannot be written");

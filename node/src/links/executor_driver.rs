@@ -134,7 +134,8 @@ impl ExecutorDriver {
                 let found = self.running.iter().find(|(_, action)| action.task == error.id());
                 if let Some((&id, _)) = found {
                     tracing::error!(%id, %error, "Action task panicked");
-                    let reply = Reply::failed("internal error: the action's task panicked; see the node's log");
+                    let reply =
+                        Reply::failed("internal error: the action's task panicked; see the node's log");
                     self.handle(ExecutorEvent::Finished(id, reply));
                 }
             }
@@ -270,7 +271,10 @@ impl ExecutorDriver {
     fn apply_effects(&mut self, context: &CommandContext) {
         for effect in self.executor.take_effects() {
             match effect {
-                Effect::Write { write_id, mut records } => {
+                Effect::Write {
+                    write_id,
+                    mut records,
+                } => {
                     self.unwritten.0.push(write_id);
                     self.unwritten.1.append(&mut records);
                 }

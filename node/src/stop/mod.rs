@@ -319,10 +319,7 @@ impl Task {
                 self.update_status();
             }
             Ok(Received::Duplicate(order) | Received::Stale(order)) => self.report_to(from, order, None),
-            Ok(Received::OtherTargets {
-                id: order,
-                forward,
-            }) => {
+            Ok(Received::OtherTargets { id: order, forward }) => {
                 if forward {
                     self.relay_order(bytes);
                 }

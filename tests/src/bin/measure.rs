@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use clap::Parser;
 use swarm_tests::measure::{
-    SeededFleet, bare_tcp, durable, fanout, file, gateways, idle, node_host, raise_file_limit, reconnect, recovery,
-    saturated, silence, stop, stop_host,
+    SeededFleet, bare_tcp, durable, fanout, file, gateways, idle, node_host, raise_file_limit, reconnect,
+    recovery, saturated, silence, stop, stop_host,
 };
 
 /// Measures the product on this machine. Build it with --release, and leave the machine alone meanwhile.
@@ -157,7 +157,10 @@ fn main() -> anyhow::Result<()> {
     raise_file_limit()?;
     let what = Measurement::parse();
     // As the programs themselves do: a node has one thread, a station one for each core.
-    let mut runtime = if matches!(what, Measurement::NodeHost { .. } | Measurement::TcpHost { .. } | Measurement::StopHost(_)) {
+    let mut runtime = if matches!(
+        what,
+        Measurement::NodeHost { .. } | Measurement::TcpHost { .. } | Measurement::StopHost(_)
+    ) {
         tokio::runtime::Builder::new_current_thread()
     } else {
         tokio::runtime::Builder::new_multi_thread()

@@ -57,7 +57,9 @@ pub async fn round_trips(
         }
         for _ in 0..nodes {
             let reply = timeout(TEST_TIMEOUT, replies.recv()).await;
-            reply.context("replies are missing")?.context("a reader has ended")?;
+            reply
+                .context("replies are missing")?
+                .context("a reader has ended")?;
         }
         // The first round is a rehearsal.
         if run > 0 {
@@ -78,9 +80,7 @@ pub async fn run_nodes(count: u32, station: SocketAddr) -> anyhow::Result<()> {
         stream.set_nodelay(true)?;
         tokio::spawn(async move {
             let mut message = [0; MESSAGE_BYTES];
-            while stream.read_exact(&mut message).await.is_ok()
-                && stream.write_all(&message).await.is_ok()
-            {}
+            while stream.read_exact(&mut message).await.is_ok() && stream.write_all(&message).await.is_ok() {}
         });
     }
     std::future::pending().await

@@ -122,7 +122,11 @@ pub async fn run(options: &Options) -> anyhow::Result<()> {
         }
         let mut closed = Samples::default();
         closed.add(served.closed as f64 / seconds);
-        table.add_row("  connections of other clients that the gateway closed", "1/s", &closed);
+        table.add_row(
+            "  connections of other clients that the gateway closed",
+            "1/s",
+            &closed,
+        );
         table.print()?;
         // What is left of the crowd goes, and the station with it back to rest.
         sleep(SETTLE).await;

@@ -200,7 +200,11 @@ impl Engine {
         };
         let (deliveries, delivery_inbox) = delivery_task::DeliveryTask::channel();
         let start = |listen| {
-            Endpoint::start_routed(listening(listen), Arc::clone(&identity), Some(deliveries.link_events()))
+            Endpoint::start_routed(
+                listening(listen),
+                Arc::clone(&identity),
+                Some(deliveries.link_events()),
+            )
         };
         let (endpoint, events) = match start(config.listen) {
             Err(StartError::Socket(SocketError::PortInUse(_))) if mode != Mode::Daemon => {

@@ -142,7 +142,9 @@ impl EndpointTask {
                 let request = Frame::binary(Kind::OpenBulk, bytes::Bytes::new());
                 send_frame(&entry.control.link, &request, Lane::Control);
             }
-            DialedBy::Remote => tracing::debug!(peer = %info.name, "Bulk connection not requested: own role does not permit it"),
+            DialedBy::Remote => {
+                tracing::debug!(peer = %info.name, "Bulk connection not requested: own role does not permit it")
+            }
         }
     }
 
