@@ -162,7 +162,7 @@ async fn wrong_expired_and_mistyped_codes_are_told_apart() {
     let wrong = if printed.pop() == Some('0') { '8' } else { '0' };
     printed.push(wrong);
     let slip = printed.parse::<Invitation>().expect_err("a digit is wrong");
-    assert!(slip.to_string().contains("slip"), "{slip}");
+    assert!(slip.to_string().contains("typing error"), "{slip}");
 }
 
 /// A station of another fleet answers at the address in the code: the node accepts nothing from it.

@@ -143,7 +143,7 @@ impl EndpointTask {
                 send_frame(&entry.control.link, &request, Lane::Control);
             }
             DialedBy::Remote => {
-                tracing::debug!(peer = %info.name, "Bulk connection not requested: own role does not permit it")
+                tracing::debug!(peer = %info.name, "Bulk connection not requested: own role does not permit it");
             }
         }
     }
