@@ -6,6 +6,7 @@ mod deadlines;
 mod files;
 mod flight_actions;
 mod interrupted_commands;
+mod old_state;
 mod plugins;
 mod queued_commands;
 mod stop;
