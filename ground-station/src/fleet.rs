@@ -5,7 +5,6 @@
 pub mod engine;
 pub mod files;
 pub mod gateway_peers;
-pub mod guests;
 pub mod offline_history;
 pub mod stop_broadcast;
 

@@ -21,8 +21,7 @@ use crate::config::Config;
 use crate::config::gateways::GatewaysConfig;
 use crate::control::lock::{LockError, StateLock};
 use crate::control::server::ControlServer;
-use crate::fleet::engine::{self, Engine, EngineError, Mode, Settings};
-use crate::fleet::guests::{self, Desk, Guests};
+use crate::fleet::engine::{self, Engine, Mode, Settings};
 use crate::fleet::{Fleet, offline_history};
 use crate::gateways::{self, Advertisement, Gateways};
 
@@ -44,8 +43,6 @@ pub(super) struct Connection {
 struct OwnStation {
     engine: Engine,
     control: Option<(CancellationToken, JoinHandle<()>)>,
-    /// Before the engine, where a gateway may let guests in: other verbs stop and release them too.
-    guests: Option<(Guests, Desk)>,
     gateways: Option<Gateways>,
     _lock: StateLock,
 }
@@ -213,9 +210,8 @@ impl Connection {
             services: own.engine.services(),
             gateway_peers: own.engine.gateway_peers(),
         };
-        let guests = own.guests.as_ref().map(|(guests, _)| guests.clone());
-        let (guests, store) = (guests.unwrap_or_default(), own.engine.store());
-        let opened = Gateways::open(gateways, advertisement, self.fleet.clone(), guests, store).await;
+        let (devices, store) = (own.engine.bridged_devices(), own.engine.store());
+        let opened = Gateways::open(gateways, advertisement, self.fleet.clone(), devices, store).await;
         own.gateways = Some(opened.map_err(|error| CliError::usage(error.to_string()))?);
         Ok(())
     }
@@ -228,11 +224,11 @@ impl Connection {
     ) -> Result<Self, CliError> {
         let state_dir = lock.state_dir().to_owned();
         let file = common.config.as_deref();
-        // Who comes through a gateway that could not be read is stopped, too.
-        let mut may_have_guests = false;
+        // A gateway whose configuration cannot be read may bridge devices, too.
+        let mut may_bridge = false;
         let mut config = if matches!(purpose, Mode::Stop(_)) {
             let (config, fault) = Config::load_best_effort(file, &state_dir);
-            may_have_guests = fault.is_some();
+            may_bridge = fault.is_some();
             if let Some(error) = fault {
                 tracing::warn!(%error, "Configuration is invalid; the stop is sent with the valid part of it");
             }
@@ -241,8 +237,7 @@ impl Connection {
             Config::load(file, &state_dir)?
         };
         adjust(&mut config)?;
-        let has_guests = may_have_guests || config.gateways.clever_show.is_some();
-        let is_stop = matches!(purpose, Mode::Stop(_));
+        let bridges_devices = may_bridge || config.gateways.clever_show.is_some();
         // Bound first: a path that is too long is found before any link is up.
         let server = if purpose == Mode::Daemon {
             Some(ControlServer::bind(&lock)?)
@@ -253,25 +248,10 @@ impl Connection {
             config,
             state_dir,
             mode: purpose,
+            bridges_devices,
         })
         .await?;
-        let router = if has_guests {
-            guests::front(engine.fleet(), engine.store()).await.map(Some)
-        } else {
-            Ok(None)
-        };
-        let (fleet, guests) = match router {
-            Ok(None) => (engine.fleet(), None),
-            Ok(Some((fleet, guests, desk))) => (fleet, Some((guests, desk))),
-            Err(error) if is_stop => {
-                tracing::warn!(%error, "the stop goes out all the same; drones that come later are not stopped by it");
-                (engine.fleet(), None)
-            }
-            Err(error) => {
-                engine.shut_down().await;
-                return Err(EngineError::from(error).into());
-            }
-        };
+        let fleet = engine.fleet();
         let control = server.map(|server| {
             let shutdown = CancellationToken::new();
             (
@@ -284,7 +264,6 @@ impl Connection {
             own_station: Some(OwnStation {
                 engine,
                 control,
-                guests,
                 gateways: None,
                 _lock: lock,
             }),
@@ -302,9 +281,6 @@ impl Connection {
             if let Err(error) = serving.await {
                 tracing::warn!(%error, "control socket");
             }
-        }
-        if let Some((_, desk)) = own.guests {
-            desk.close().await;
         }
         own.engine.shut_down().await;
     }

@@ -49,7 +49,6 @@ pub(super) async fn run(args: Args, common: &CommonOptions, screen: &mut Screen)
         let request = ActRequest::Stop {
             selector: args.selector.clone(),
             timeout_ms: common.timeout_given.then(|| to_ms(left)),
-            also_bridged: false,
         };
         let status = follow(&connection.fleet, request, &mut fallback, screen).await;
         connection.close().await;

@@ -10,7 +10,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::fleet::Fleet;
 use crate::fleet::gateway_peers::GatewayPeers;
-use crate::fleet::guests::Guests;
+use crate::fleet::engine::transport::bridge::BridgedDevices;
 use crate::store::Store;
 
 /// The station as other programs find it.
@@ -32,7 +32,7 @@ pub struct GatewayContext {
     /// Answers requests.
     pub fleet: Fleet,
     /// Where drones of other programs are registered.
-    pub guests: Guests,
+    pub devices: BridgedDevices,
     /// Holds the audit, users and tokens.
     pub store: Store,
     /// Closes all gateways when it is cancelled.

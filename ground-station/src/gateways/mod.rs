@@ -42,7 +42,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::gateways::GatewaysConfig;
 use crate::fleet::Fleet;
-use crate::fleet::guests::Guests;
+use crate::fleet::engine::transport::bridge::BridgedDevices;
 use crate::store::Store;
 pub use context::{Advertisement, GatewayContext, GatewayError};
 use runtime::LowPriorityRuntime;
@@ -76,13 +76,13 @@ impl Gateways {
         gateways: &GatewaysConfig,
         advertisement: Advertisement,
         fleet: Fleet,
-        guests: Guests,
+        devices: BridgedDevices,
         store: Store,
     ) -> Result<Self, GatewayError> {
         let context = GatewayContext {
             advertisement,
             fleet,
-            guests,
+            devices,
             store,
             shutdown: CancellationToken::new(),
             tasks: TaskTracker::new(),

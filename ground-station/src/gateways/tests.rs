@@ -21,7 +21,7 @@ pub(super) async fn test_context(fleet: Fleet, dir: &Path) -> GatewayContext {
     GatewayContext {
         advertisement: test_advertisement(),
         fleet,
-        guests: Guests::default(),
+        devices: BridgedDevices::default(),
         store: Store::open(dir).await.expect("opens"),
         shutdown: CancellationToken::new(),
         tasks: TaskTracker::new(),
@@ -37,7 +37,7 @@ async fn open(text: &str) -> Gateways {
         &config.gateways,
         test_advertisement(),
         Fleet::local().0,
-        Guests::default(),
+        BridgedDevices::default(),
         store,
     );
     open.await.expect("opens")

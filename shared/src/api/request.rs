@@ -88,9 +88,6 @@ pub enum ActRequest {
         selector: Selector,
         /// When to give up; never if absent.
         timeout_ms: Option<u64>,
-        /// Whether bridged devices are told as well, so that it is no failure if no node matches.
-        #[serde(skip)]
-        also_bridged: bool,
     },
     /// Ends an emergency stop: `targets`, one `delivery` each.
     Release {

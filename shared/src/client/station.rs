@@ -176,7 +176,6 @@ impl Station {
         let request = ActRequest::Stop {
             selector: selector.parse()?,
             timeout_ms: Some(to_ms(self.timeout)),
-            also_bridged: false,
         };
         self.start(request).await.deliveries().await
     }

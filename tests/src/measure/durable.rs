@@ -109,6 +109,7 @@ impl DurableFleet {
             config,
             state_dir,
             mode: Mode::Daemon,
+            bridges_devices: false,
         };
         let engine = Engine::start(settings).await?;
         let fleet = engine.fleet();

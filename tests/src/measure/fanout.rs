@@ -231,6 +231,7 @@ pub async fn engine(sizes: &[u32], runs: usize, processes: u32) -> anyhow::Resul
             config,
             state_dir: dir.path().to_owned(),
             mode: Mode::Daemon,
+            bridges_devices: false,
         };
         let engine = Engine::start(settings).await?;
         let fleet = engine.fleet();

@@ -144,6 +144,7 @@ async fn start_engine(state_dir: &Path, ping_port: u16, nodes: Vec<SocketAddr>) 
         config,
         state_dir: state_dir.to_owned(),
         mode: Mode::Daemon,
+        bridges_devices: false,
     };
     Ok(Engine::start(settings).await?)
 }
@@ -152,7 +153,6 @@ pub(super) fn stop_request() -> ActRequest {
     ActRequest::Stop {
         selector: Selector::all(),
         timeout_ms: Some(ROUND_MS),
-        also_bridged: false,
     }
 }
 

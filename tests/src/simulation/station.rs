@@ -508,10 +508,14 @@ impl Station {
                     Effect::Send {
                         to,
                         id,
-                        frame,
-                        lane,
+                        command,
                         deadline,
                     } => {
+                        let lane = command.command().lane;
+                        let frame = match deadline {
+                            Some(_) => command.frame(),
+                            None => command.status_query(),
+                        };
                         if stuck.contains(&to) || !self.endpoint.send(&to, frame, lane, deadline) {
                             stuck.push(to);
                             self.tracker

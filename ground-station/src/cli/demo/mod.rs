@@ -153,6 +153,7 @@ impl<'a> Demo<'a> {
             config,
             state_dir,
             mode: Mode::Daemon,
+            bridges_devices: false,
         })
         .await?;
         let fleet = engine.fleet();
@@ -329,7 +330,6 @@ impl<'a> Demo<'a> {
         let request = ActRequest::Stop {
             selector: Selector::all(),
             timeout_ms: Some(to_ms(STEP_TIMEOUT)),
-            also_bridged: false,
         };
         let mut events = self.fleet.perform(request).await;
         let (mut report, mut answers, mut last) = (DeliveryReport::default(), Vec::new(), 0.0_f64);

@@ -107,7 +107,7 @@ async fn find_command(state_dir: &Path, number: u64) -> Result<(CommandView, Com
             let text = format!("command {number} was a {kind}, which does not wait to be sent: {instead}");
             Err(Event::failed(Failure::Usage, text))
         }
-        // Only nodes of the fleet need one.
+        // An earlier version sent it to bridged devices alone.
         (None, None) => {
             let text = format!(
                 "command {number} went to drones of other programs, from which nothing is taken back: a stop \
@@ -252,7 +252,7 @@ async fn cancel_offline(
     let store = Store::open(state_dir).await?;
     let (deliveries, inbox) = delivery_task::DeliveryTask::channel();
     let next_id = Arc::new(AtomicU64::new(1));
-    let delivery_task = delivery_task::DeliveryTask::open(store.clone(), key.public().id(), next_id).await?;
+    let delivery_task = delivery_task::DeliveryTask::open(store.clone(), key.public().id(), next_id, |_| true).await?;
     let shutdown = CancellationToken::new();
     let running = tokio::spawn(delivery_task.run(inbox, shutdown.clone()));
     let all = cancel_and_report(&deliveries, &store, state_dir, request).await;

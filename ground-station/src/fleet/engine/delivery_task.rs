@@ -15,19 +15,22 @@ use std::time::{Duration, Instant};
 
 use swarm_shared::net::clock;
 use swarm_shared::net::endpoint::EVENTS_MAX;
-use swarm_shared::net::peer::{PeerEvent, PeerInfo, PeerLink};
+use swarm_shared::net::peer::{PeerEvent, PeerInfo};
 use swarm_shared::net::sync::Mutex;
 use swarm_shared::proto::delivery::tracker::{
-    CancelResult, Change, DeliveryTarget, DeliveryTracker, Effect, IssueRequest, StoredCommand, WriteId,
+    CancelResult, Change, DeliveryTarget, DeliveryTracker, Effect, EncodedCommand, IssueRequest, StoredCommand, WriteId,
 };
 use swarm_shared::proto::delivery::{CommandId, Stage, StageMessage};
 use swarm_shared::proto::id::{PeerId, PeerKind};
-use swarm_shared::proto::outcome::Reply;
-use swarm_shared::proto::session::Outgoing;
+use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::wire::{Frame, Kind, Lane};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use super::transport::bridge::{self, BridgedTransport, DeviceReply};
+use super::transport::{DeviceTransport, OutgoingDelivery, ReplyPath, TransportError};
 use crate::store::deliveries::Origin;
 use crate::store::{Store, StoreError};
 
@@ -37,6 +40,8 @@ const COMMAND_QUEUE_MAX: usize = 1_024;
 const CHANGES_PER_WRITE_MAX: usize = 4_096;
 /// How long the last writes may take when the station stops.
 const FINAL_WRITES_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long each reply of a bridged device is waited for then.
+const LAST_REPLY_TIMEOUT: Duration = Duration::from_millis(100);
 /// What one target may be told of: its stages and its end.
 const UPDATES_PER_TARGET_MAX: usize = 5;
 
@@ -50,6 +55,10 @@ pub(super) struct NewCommand {
     pub(super) requested_at: Instant,
     pub(super) selector: String,
     pub(super) targets: Vec<DeliveryTarget>,
+    /// The targets that have no link: how their deliveries go out.
+    pub(super) bridged: Vec<(PeerId, BridgedTransport)>,
+    /// How long a bridged device may take to reply, from when its delivery is sent.
+    pub(super) reply_timeout: Duration,
     pub(super) origin: Origin,
 }
 
@@ -190,7 +199,15 @@ enum Wakeup {
     Written(Result<Vec<u64>, StoreError>),
     Command(DeliveryCommand),
     Link(PeerEvent),
+    DeviceReply(DeviceReplied),
     Timeout,
+}
+
+/// How a delivery of a bridged device ended.
+struct DeviceReplied {
+    from: PeerId,
+    id: CommandId,
+    reply: Reply,
 }
 
 /// A write under way: what it is about, and its end.
@@ -202,7 +219,11 @@ pub(super) struct DeliveryTask {
     store: Store,
     issuer: PeerId,
     next_id: Arc<std::sync::atomic::AtomicU64>,
-    links: BTreeMap<PeerId, PeerLink>,
+    transports: BTreeMap<PeerId, Box<dyn DeviceTransport>>,
+    /// The bridged ones among them: they stay as long as their gateway is open.
+    bridged: BTreeMap<PeerId, BridgedTransport>,
+    /// Replies of bridged devices that are still to come.
+    device_replies: JoinSet<DeviceReplied>,
     observers: BTreeMap<CommandId, CommandObserver>,
     pending_cancels: Vec<PendingCancel>,
     /// When each node was stopped last, and what to say of that.
@@ -216,6 +237,7 @@ pub(super) struct DeliveryTask {
 struct CommandObserver {
     updates: mpsc::Sender<DeliveryUpdate>,
     origin: Option<Origin>,
+    reply_timeout: Duration,
     open: usize,
 }
 
@@ -227,23 +249,36 @@ struct PendingCancel {
 }
 
 impl DeliveryTask {
-    /// Reads what is open from the store.
+    /// Reads what is open from the store. Deliveries to devices that are no members (`is_member`) cannot go on: such
+    /// devices know no identities of commands.
     pub(super) async fn open(
         store: Store,
         issuer: PeerId,
         next_id: Arc<std::sync::atomic::AtomicU64>,
+        is_member: impl Fn(PeerId) -> bool,
     ) -> Result<Self, StoreError> {
         let open = store.recover(issuer).await?;
         if !open.is_empty() {
             let deliveries: usize = open.iter().map(|command| command.deliveries.len()).sum();
             tracing::info!(commands = open.len(), deliveries, "going on with what is open");
         }
+        let mut tracker = DeliveryTracker::restore(open);
+        for peer in tracker.open_peers().into_iter().filter(|peer| !is_member(*peer)) {
+            let sent = Reply::ended(
+                Outcome::Unknown,
+                "the station stopped midway: it may have happened, or not; look before you repeat it",
+            );
+            let unsent = Reply::refused("not sent: the station stopped before it could be");
+            tracker.end_all(peer, Some(&sent), &unsent);
+        }
         Ok(Self {
-            tracker: DeliveryTracker::restore(open),
+            tracker,
             store,
             issuer,
             next_id,
-            links: BTreeMap::new(),
+            transports: BTreeMap::new(),
+            bridged: BTreeMap::new(),
+            device_replies: JoinSet::new(),
             observers: BTreeMap::new(),
             pending_cancels: Vec::new(),
             last_stops: BTreeMap::new(),
@@ -282,6 +317,11 @@ impl DeliveryTask {
                 done = wait_written(&mut self.pending_write) => Wakeup::Written(done),
                 Some(word) = inbox.commands.recv() => Wakeup::Command(word),
                 Some(event) = inbox.link_events.recv() => Wakeup::Link(event),
+                Some(replied) = self.device_replies.join_next() => match replied {
+                Ok(replied) => Wakeup::DeviceReply(replied),
+                // It is not cancelled, and does not panic.
+                Err(_) => continue,
+                },
                 () = wait_until(due) => Wakeup::Timeout,
             };
             self.apply_withdrawals(&inbox.withdrawals);
@@ -289,11 +329,18 @@ impl DeliveryTask {
                 Wakeup::Written(done) => self.on_written(done),
                 Wakeup::Command(word) => self.on_command(word),
                 Wakeup::Link(event) => self.on_link_event(event),
+                Wakeup::DeviceReply(replied) => self.on_device_reply(replied),
                 Wakeup::Timeout => self.tracker.handle_timeout(clock::now()),
             }
         }
         self.apply_withdrawals(&inbox.withdrawals);
         let last = async {
+            // The gateways are closed: what they have replied is there, or will be at once.
+            while let Ok(Some(replied)) = timeout(LAST_REPLY_TIMEOUT, self.device_replies.join_next()).await {
+                if let Ok(replied) = replied {
+                    self.on_device_reply(replied);
+                }
+            }
             self.apply_effects();
             while self.pending_write.is_some() {
                 let done = wait_written(&mut self.pending_write).await;
@@ -342,7 +389,7 @@ impl DeliveryTask {
             // Before every word.
             DeliveryCommand::ApplyWithdrawals => {}
             DeliveryCommand::Revoked(id) => {
-                self.links.remove(&id);
+                self.transports.remove(&id);
                 self.tracker.on_revoked(id, now);
             }
         }
@@ -351,11 +398,11 @@ impl DeliveryTask {
     fn on_link_event(&mut self, event: PeerEvent) {
         match event {
             PeerEvent::Connected { peer, link, resumed } if peer.kind == PeerKind::Node => {
-                self.links.insert(peer.id, link);
+                self.transports.insert(peer.id, Box::new(link));
                 self.tracker.on_connected(peer.id, resumed, clock::now());
             }
             PeerEvent::Disconnected { id, .. } => {
-                self.links.remove(&id);
+                self.transports.remove(&id);
                 self.tracker.on_disconnected(id);
             }
             PeerEvent::Frame { peer, frame, .. } => self.on_frame(&peer, &frame),
@@ -393,8 +440,10 @@ impl DeliveryTask {
             epoch: self.store.epoch(),
             seq,
         };
+        self.add_bridged(command.bridged);
         let listener = CommandObserver {
             updates,
+            reply_timeout: command.reply_timeout,
             origin: Some(command.origin),
             open: command.targets.len(),
         };
@@ -420,6 +469,73 @@ impl DeliveryTask {
         for (node, why) in stopped {
             self.tracker
                 .cancel(|which, to| *which == id && *to == node, &why, clock::now());
+        }
+    }
+
+    /// Takes in bridged devices that commands go to. One that has registered again since its last command has lost what waited
+    /// for it.
+    fn add_bridged(&mut self, devices: Vec<(PeerId, BridgedTransport)>) {
+        let now = clock::now();
+        let closed = self.bridged.extract_if(.., |_, device| device.is_closed());
+        for (id, _) in closed.collect::<Vec<_>>() {
+            self.on_bridged_closed(id);
+        }
+        for (id, device) in devices {
+            if self.bridged.get(&id).is_some_and(|known| known.is_same(&device)) {
+                continue;
+            }
+            if self.bridged.insert(id, device.clone()).is_some() {
+                self.on_bridged_closed(id);
+            }
+            self.transports.insert(id, Box::new(device));
+            // Nothing is sent to it again.
+            self.tracker.on_connected(id, true, now);
+        }
+    }
+
+    /// What was not sent to a device ends; what was sent, its gateway answers.
+    fn on_bridged_closed(&mut self, id: PeerId) {
+        self.transports.remove(&id);
+        self.tracker.on_disconnected(id);
+        self.tracker.end_all(id, None, &bridge::gateway_closed());
+    }
+
+    fn on_device_reply(&mut self, replied: DeviceReplied) {
+        let DeviceReplied { from, id, reply } = replied;
+        self.tracker.on_reply(from, id, reply, clock::now());
+    }
+
+    /// Hands a delivery over to its transport; whether it took it.
+    fn deliver(&mut self, to: PeerId, id: CommandId, command: &EncodedCommand, deadline: Option<Instant>) -> bool {
+        let Some(transport) = self.transports.get(&to) else {
+            return false;
+        };
+        if deadline.is_none() && !transport.properties().durable_identity {
+            // The device cannot be asked: its gateway replies by itself.
+            return true;
+        }
+        let reply_timeout = self.observers.get(&id).map(|observer| observer.reply_timeout);
+        let delivery = OutgoingDelivery {
+            command,
+            deadline,
+            respond_by: clock::now() + reply_timeout.unwrap_or_default(),
+        };
+        match transport.try_deliver(&delivery) {
+            Ok(ReplyPath::Frames) => true,
+            Ok(ReplyPath::Channel(replied)) => {
+                self.device_replies.spawn(async move {
+                    let reply = DeviceReply::without_file(replied.await);
+                    DeviceReplied { from: to, id, reply }
+                });
+                true
+            }
+            Err(TransportError::Full) => false,
+            Err(TransportError::Closed) => {
+                self.tracker.on_send_failed(to, id, clock::now());
+                self.bridged.remove(&to);
+                self.on_bridged_closed(to);
+                true
+            }
         }
     }
 
@@ -472,17 +588,10 @@ impl DeliveryTask {
                     Effect::Send {
                         to,
                         id,
-                        frame: parcel,
-                        lane,
+                        command,
                         deadline,
                     } => {
-                        let outgoing = Outgoing {
-                            frame: parcel,
-                            lane,
-                            deadline,
-                        };
-                        let link = self.links.get(&to).filter(|_| !full.contains(&to));
-                        if link.is_none_or(|link| link.try_send(outgoing).is_err()) {
+                        if full.contains(&to) || !self.deliver(to, id, &command, deadline) {
                             full.insert(to);
                             self.tracker.on_send_failed(to, id, clock::now());
                         }

@@ -1,13 +1,14 @@
 //! Requests as they come to the engine: each is answered at once, or given a task of its own.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use swarm_shared::net::clock;
+use swarm_shared::proto::id::NodeName;
 use swarm_shared::proto::selector::Selector;
-use swarm_shared::proto::trust::gate::{ActionClass, classify};
 use tokio::sync::mpsc;
 
-use super::registry::Target;
+use super::registry::{Device, Target};
 use super::respond::{respond, send_events, send_events_or_spawn};
 use super::{
     EngineTask, NodesQuery, cancel, durable_command, fetch, history_writer, membership_task, query, release,
@@ -15,27 +16,37 @@ use super::{
 };
 use crate::fleet::gateway_peers::GatewayPeers;
 use crate::fleet::{
-    ActRequest, AdminRequest, CommandKind, Event, Failure, HistoryRequest, NodesRequest, PeerView, Request,
-    RequestEnvelope, offline_history,
+    ActRequest, AdminRequest, Event, Failure, HistoryRequest, NodesRequest, PeerView, Request, RequestEnvelope,
+    offline_history,
 };
 use crate::store::Origin;
+use crate::view::fold::fold;
 
-/// What to tell whoever means somebody in a fleet without nodes.
-pub(in crate::fleet) const NO_NODES: &str = "this fleet has no nodes yet: type `ground-station fleet invite` here and \
-                                             `swarm-node join CODE` on a device";
-/// What is wrong with a `!term` that means nobody.
-pub(in crate::fleet) const EXCLUDES_NO_NODE: &str = "takes nobody away";
-/// How many terms that mean nobody are named in a note.
+/// Error text of a selector in a fleet without nodes.
+const NO_NODES: &str = "this fleet has no nodes yet: type `ground-station fleet invite` here and \
+                        `swarm-node join CODE` on a device";
+/// Most unmatched terms that a note names.
 const UNMATCHED_SHOWN_MAX: usize = 8;
+/// Note on a stop that exceeds the limit of stops in force.
+const ALL_STOPPED: &str = "too many stops are in force to remember each: all drones of other programs are stopped, also \
+                           those that come, until `release all`";
 
-/// A request, who asks, and when.
+/// Most stops in force that a note names.
+const STOPS_SHOWN_MAX: usize = 4;
+
+/// A request, its user, and its time.
 pub(super) struct RequestContext {
     pub(super) request: Request,
     pub(super) events: mpsc::Sender<Event>,
     pub(super) user: String,
     pub(super) origin: Origin,
     pub(super) requested_at: Instant,
+    /// Of a retry: the names of the nodes by the terms of its selector.
+    pub(super) retried: BTreeMap<String, NodeName>,
 }
+
+/// The error of a request has been sent.
+struct Failed;
 
 fn send_shut_down(events: &mpsc::Sender<Event>) {
     let stopped = Event::failed(Failure::ShutDown, "the station is shutting down; ask again");
@@ -63,6 +74,7 @@ impl EngineTask {
                 user,
                 origin,
                 requested_at,
+                retried: BTreeMap::new(),
             });
         };
         // It reads the history: a disk may take seconds, and an emergency stop is not to wait for it.
@@ -89,6 +101,7 @@ impl EngineTask {
                     ..origin
                 },
                 requested_at,
+                retried: plan.terms,
             };
             if let Err(mpsc::error::SendError(again)) = planned.send(retry_context).await {
                 send_shut_down(&again.events);
@@ -104,7 +117,15 @@ impl EngineTask {
             user,
             mut origin,
             requested_at,
+            retried,
         } = context;
+        // First of all: devices that register from now on are stopped, too.
+        let mut stopped = None;
+        if let Request::Act(ActRequest::Stop { selector, .. }) = &request
+            && self.bridges_devices
+        {
+            stopped = Some(self.registry.lock().devices().stop(selector));
+        }
         let events = match history_writer::audit_entry(&request) {
             Some(what) => {
                 history_writer::audit_stream(&self.tasks, self.store.clone(), user.clone(), what, events)
@@ -147,7 +168,7 @@ impl EngineTask {
                 });
             }
             Request::Nodes(NodesRequest::Targets { selector }) => {
-                let Some(targets) = self.resolve_targets(&selector, &events) else {
+                let Some(targets) = self.resolve_targets(&selector, (&origin, &retried), &events) else {
                     return;
                 };
                 let targets = targets.into_iter().map(|target| target.node).collect();
@@ -163,7 +184,7 @@ impl EngineTask {
                 timeout_ms,
                 batch,
             }) => {
-                let Some(targets) = self.resolve_targets(&selector, &events) else {
+                let Some(targets) = self.resolve_targets(&selector, (&origin, &retried), &events) else {
                     return;
                 };
                 let command = query::Command {
@@ -176,9 +197,14 @@ impl EngineTask {
                     batch,
                 };
                 // What only reads has nothing to survive; in batches it goes the same way as the rest.
-                if batch.is_none() && classify(&command.action, &command.arguments) == ActionClass::Read {
+                let only_reads = |target: &Target| {
+                    let properties = target.transport().properties();
+                    properties.only_reads(&command.action, &command.arguments)
+                };
+                if batch.is_none() && targets.iter().all(only_reads) {
+                    let shared = self.shared.clone();
                     self.tasks
-                        .spawn(query::run(self.shared.clone(), targets, command, events));
+                        .spawn(query::run(shared, targets, command, requested_at, events));
                 } else {
                     origin.batch = batch.map(|batch| batch.size.to_string());
                     let durable = durable_command::DurableCommand {
@@ -195,37 +221,63 @@ impl EngineTask {
                     ));
                 }
             }
-            Request::Act(ActRequest::Stop {
-                selector,
-                timeout_ms,
-                also_bridged,
-            }) => {
+            Request::Act(ActRequest::Stop { selector, timeout_ms }) => {
                 let targets = self.registry.lock().targets(&selector);
+                let mut devices = Vec::new();
+                let mut notes: Vec<String> = self.unmatched_note(&selector, &retried).into_iter().collect();
+                if let Some(stopped) = &stopped {
+                    devices = self.registry.lock().devices().targets(stopped);
+                    devices.sort_by(|(a, _), (b, _)| a.cmp(b));
+                    notes.extend((*stopped != selector).then(|| ALL_STOPPED.to_owned()));
+                }
+                let timeout = timeout_ms.map(Duration::from_millis);
                 let stop_request = stop::StopRequest {
                     no_match_text: self.no_match_text(&selector),
-                    note: self.unmatched_note(&selector),
-                    timeout: timeout_ms.map(Duration::from_millis),
+                    notes,
+                    timeout,
                     selector,
-                    also_bridged,
+                    latched: stopped.is_some(),
+                    // They are sent here, not when a task gets its turn.
+                    devices: stop::stop_devices(&self.shared, devices, timeout),
                     origin,
                 };
+                let nodes = targets
+                    .into_iter()
+                    .filter_map(|target| match target.device {
+                        Device::Node(node) => Some((target.node, node)),
+                        Device::Bridged(_) => None,
+                    })
+                    .collect();
                 self.tasks
-                    .spawn(stop::run(self.shared.clone(), targets, stop_request, events));
+                    .spawn(stop::run(self.shared.clone(), nodes, stop_request, events));
             }
             Request::Act(ActRequest::Release { selector, timeout_ms }) => {
-                let Some(targets) = self.resolve_targets(&selector, &events) else {
-                    return;
+                // A stop of devices that are not registered now can be released, too.
+                let any_latched = self.registry.lock().devices().latches().any_in_force();
+                let targets = if any_latched {
+                    match self.check_exclusions(&selector, &events) {
+                        Ok(()) => self.registry.lock().targets(&selector),
+                        Err(Failed) => return,
+                    }
+                } else {
+                    match self.resolve_targets(&selector, (&origin, &retried), &events) {
+                        Some(targets) => targets,
+                        None => return,
+                    }
                 };
-                let record =
-                    stop::history_record(CommandKind::Release, &selector, &targets, timeout_ms, origin);
-                let events = history_writer::record_stream(&self.tasks, self.store.clone(), record, events);
-                let timeout = Duration::from_millis(timeout_ms);
-                let deadlines = release::ReleaseDeadlines {
-                    link_deadline: self.shared.started + timeout,
-                    reply_deadline: clock::now() + timeout,
+                let release_request = release::ReleaseRequest {
+                    no_match_text: self.no_match_text(&selector),
+                    note: self
+                        .unmatched_note(&selector, &retried)
+                        .filter(|_| any_latched && !targets.is_empty()),
+                    selector,
+                    timeout: Duration::from_millis(timeout_ms),
+                    requested_version: self.registry.lock().devices().latches().version(),
+                    origin,
                 };
+                let (shared, devices) = (self.shared.clone(), self.registry.lock().devices().clone());
                 self.tasks
-                    .spawn(release::run(self.shared.clone(), targets, deadlines, events));
+                    .spawn(release::run(shared, devices, targets, release_request, events));
             }
             Request::Act(ActRequest::SendFiles {
                 selector,
@@ -233,11 +285,12 @@ impl EngineTask {
                 ttl_ms,
                 timeout_ms,
             }) => {
-                let Some(targets) = self.resolve_targets(&selector, &events) else {
+                let Some(targets) = self.resolve_targets(&selector, (&origin, &retried), &events) else {
                     return;
                 };
                 let record = send_files::history_record(&selector, &targets, &files, ttl_ms, origin);
-                let events = history_writer::record_stream(&self.tasks, self.store.clone(), record, events);
+                let goes_on = targets.iter().any(|target| target.bridged().is_some());
+                let reporter = self.shared.report(events, record, requested_at, goes_on);
                 let timeouts = send_files::TransferTimeouts {
                     ttl: Duration::from_millis(ttl_ms),
                     stall_timeout: Duration::from_millis(timeout_ms),
@@ -247,7 +300,7 @@ impl EngineTask {
                     targets,
                     files,
                     timeouts,
-                    events,
+                    reporter,
                 ));
             }
             Request::Act(ActRequest::Fetch {
@@ -256,11 +309,12 @@ impl EngineTask {
                 dir,
                 timeout_ms,
             }) => {
-                let Some(targets) = self.resolve_targets(&selector, &events) else {
+                let Some(targets) = self.resolve_targets(&selector, (&origin, &retried), &events) else {
                     return;
                 };
                 let record = fetch::history_record(&selector, &targets, &path, &dir, origin);
-                let events = history_writer::record_stream(&self.tasks, self.store.clone(), record, events);
+                let goes_on = targets.iter().any(|target| target.bridged().is_some());
+                let reporter = self.shared.report(events, record, requested_at, goes_on);
                 let stall_timeout = Duration::from_millis(timeout_ms);
                 self.tasks.spawn(fetch::run(
                     self.shared.clone(),
@@ -268,7 +322,7 @@ impl EngineTask {
                     path,
                     dir,
                     stall_timeout,
-                    events,
+                    reporter,
                 ));
             }
             Request::Fleet(request) => {
@@ -316,68 +370,93 @@ impl EngineTask {
         }
     }
 
-    /// The nodes that a selector means; an error has been sent if there are none.
-    fn resolve_targets(&self, selector: &Selector, events: &mpsc::Sender<Event>) -> Option<Vec<Target>> {
-        // Not locked any longer: the names are asked for next.
-        let unmatched_exclusion = self.registry.lock().unmatched_exact_exclusion(selector);
-        if let Some(term) = unmatched_exclusion {
-            let known = self
-                .known_names()
-                .map_or(String::new(), |known| format!("; {known}"));
-            let why = format!("nothing was done: \"!{term}\" {EXCLUDES_NO_NODE}{known}");
-            // The first event of this request: there is room.
-            let _caller_gone = events.try_send(Event::failed(Failure::Usage, why));
-            return None;
-        }
-        let targets = self.registry.lock().targets(selector);
+    /// The nodes and devices that a selector matches. If there are none, or an exclusion is mistaken, the error has been sent.
+    fn resolve_targets(
+        &self,
+        selector: &Selector,
+        (origin, retried): (&Origin, &BTreeMap<String, NodeName>),
+        events: &mpsc::Sender<Event>,
+    ) -> Option<Vec<Target>> {
+        self.check_exclusions(selector, events).ok()?;
+        let registry = self.registry.lock();
+        let targets = registry.targets(selector);
+        let shared_names = registry.shared_names_note(&targets);
+        drop(registry);
         if targets.is_empty() {
+            let text = match (origin.retry_of, &origin.shown_selector) {
+                (Some(number), Some(shown)) => format!(
+                    "nothing of command {number} is repeated: {shown} is not known here now; drones of other programs \
+                     are known once they have connected"
+                ),
+                _ => self.no_match_text(selector),
+            };
             // The first event of this request: there is room.
-            let _caller_gone = events.try_send(Event::failed(Failure::NoMatch, self.no_match_text(selector)));
+            events.try_send(Event::failed(Failure::NoMatch, text)).ok();
             return None;
         }
-        if let Some(note) = self.unmatched_note(selector) {
-            let _caller_gone = events.try_send(Event::note(note));
+        let notes = self.unmatched_note(selector, retried).into_iter().chain(shared_names);
+        for note in notes {
+            events.try_send(Event::note(note)).ok();
         }
         Some(targets)
     }
 
-    /// What to tell whoever named somebody who does not exist, beside others who do.
-    fn unmatched_note(&self, selector: &Selector) -> Option<String> {
+    /// Fails the request if an exclusion is most likely misspelt.
+    fn check_exclusions(&self, selector: &Selector, events: &mpsc::Sender<Event>) -> Result<(), Failed> {
+        let registry = self.registry.lock();
+        let Some(term) = registry.unmatched_exact_exclusion(selector) else {
+            return Ok(());
+        };
+        let known = registry
+            .known_names()
+            .map_or(String::new(), |known| format!("; {known}"));
+        let why = format!("nothing was done: \"!{term}\" takes nobody away{known}");
+        // The first event of this request: there is room.
+        events.try_send(Event::failed(Failure::Usage, why)).ok();
+        Err(Failed)
+    }
+
+    /// Names the terms that match nothing, beside others that match; `retried` has the names of nodes by their terms.
+    fn unmatched_note(&self, selector: &Selector, retried: &BTreeMap<String, NodeName>) -> Option<String> {
         let unmatched = self.registry.lock().unmatched_terms(selector);
-        let shown: Vec<String> = unmatched
-            .iter()
-            .take(UNMATCHED_SHOWN_MAX)
-            .map(|term| format!("{term:?}"))
-            .collect();
+        if unmatched.is_empty() {
+            return None;
+        }
+        let names: BTreeSet<&NodeName> = unmatched.iter().filter_map(|term| retried.get(term)).collect();
+        if !names.is_empty() {
+            return Some(format!(
+                "no node matches {}, so nothing is repeated there; drones of other programs are known once they have \
+                 connected",
+                fold(names)
+            ));
+        }
+        let shown = unmatched.iter().take(UNMATCHED_SHOWN_MAX);
+        let shown: Vec<String> = shown.map(|term| format!("{term:?}")).collect();
         let more = match unmatched.len().saturating_sub(UNMATCHED_SHOWN_MAX) {
             0 => String::new(),
             more => format!(" and {more} more"),
         };
-        (!unmatched.is_empty()).then(|| format!("no node matches {}{more}", shown.join(", ")))
+        Some(format!("no node matches {}{more}", shown.join(", ")))
     }
 
     fn no_match_text(&self, selector: &Selector) -> String {
-        match self.known_names() {
+        match self.registry.lock().known_names() {
             Some(known) => format!("no node matches {:?}; {known}", selector.as_str()),
             None => NO_NODES.to_owned(),
         }
     }
 
-    /// The names that there are.
-    fn known_names(&self) -> Option<String> {
-        let known: Vec<String> = self.registry.lock().node_names();
-        let shown = known
-            .iter()
-            .take(8)
-            .map(String::as_str)
-            .collect::<Vec<_>>()
-            .join(", ");
-        let more = if known.len() > 8 {
-            format!(" and {} more", known.len() - 8)
-        } else {
-            String::new()
-        };
-        (!known.is_empty()).then(|| format!("known are {shown}{more}"))
+    /// Names the stops that are in force for bridged devices.
+    fn latched_stops_note(&self) -> Option<String> {
+        let stops = self.registry.lock().devices().latches().stops();
+        let shown = stops.iter().take(STOPS_SHOWN_MAX);
+        let shown: Vec<String> = shown.map(|stop| format!("{stop:?}")).collect();
+        (!stops.is_empty()).then(|| {
+            format!(
+                "a stop of {} is in force for drones of other programs, also for those that come; `release` ends it",
+                shown.join(" and of ")
+            )
+        })
     }
 
     /// Answers who is there, to whoever has waited long enough: a process that has just started first lets the
@@ -394,18 +473,17 @@ impl EngineTask {
                 continue;
             }
             let views = self.registry.lock().views(&look.selector);
-            let found = if views.is_empty() && look.selector != Selector::all() {
-                vec![Event::failed(
-                    Failure::NoMatch,
-                    self.no_match_text(&look.selector),
-                )]
+            let stops = self.latched_stops_note().map(Event::note);
+            let mut found: Vec<Event> = stops.into_iter().collect();
+            if views.is_empty() && look.selector != Selector::all() {
+                let text = self.no_match_text(&look.selector);
+                found.push(Event::failed(Failure::NoMatch, text));
             } else {
-                let note = self.unmatched_note(&look.selector).filter(|_| !views.is_empty());
-                let note = note.map(Event::note).into_iter();
-                note.chain(views.into_iter().map(Event::Node))
-                    .chain([Event::End])
-                    .collect()
-            };
+                let note = self.unmatched_note(&look.selector, &BTreeMap::new());
+                found.extend(note.filter(|_| !views.is_empty()).map(Event::note));
+                found.extend(views.into_iter().map(Event::Node));
+                found.push(Event::End);
+            }
             send_events_or_spawn(&self.tasks, look.events, found);
         }
     }

@@ -55,24 +55,23 @@ pub(super) async fn run(
             return query::send_encode_failure(&events, &WireError::BadHeader(error.to_string())).await;
         }
     };
+    // The gateways of bridged devices know themselves which actions are of flight.
+    let nodes = || {
+        let nodes = targets.iter();
+        nodes.filter_map(|target| Some((target.node.id, target.own_node()?)))
+    };
     let catalog_wait = command.ttl.min(command.timeout) / 2;
     tokio::select! {
         biased;
         () = events.closed() => return,
-        () = action_catalogs::wait_for_catalogs(targets.iter().map(|target| &target.action_catalog), &command.action, shared.started, started + catalog_wait) => {}
+        () = action_catalogs::wait_for_catalogs(nodes().map(|(_, node)| &node.action_catalog), &command.action, shared.started, started + catalog_wait) => {}
     }
-    let is_flight = |target: &&Target| target.action_catalog.borrow().is_flight_action(&command.action);
-    let mut flight: BTreeSet<PeerId> = targets
-        .iter()
-        .filter(is_flight)
-        .map(|target| target.node.id)
-        .collect();
+    let flight = nodes().filter(|(_, node)| node.action_catalog.borrow().is_flight_action(&command.action));
+    let mut flight: BTreeSet<PeerId> = flight.map(|(id, _)| id).collect();
     if !flight.is_empty() {
-        // What is one of flight for some is not queued for those that have not said what it is there.
-        let unknown = targets
-            .iter()
-            .filter(|target| target.action_catalog.borrow().is_unknown());
-        flight.extend(unknown.map(|target| target.node.id));
+        // A flight action of some nodes is not queued for those that have not offered their actions.
+        let unknown = nodes().filter(|(_, node)| node.action_catalog.borrow().is_unknown());
+        flight.extend(unknown.map(|(id, _)| id));
     }
     let flight_max = Duration::from_millis(FLIGHT_TTL_MS_MAX);
     let ttl = if flight.is_empty() {
@@ -105,6 +104,11 @@ pub(super) async fn run(
         requested_at: started,
         selector,
         targets: addressees.collect(),
+        bridged: targets
+            .iter()
+            .filter_map(|target| Some((target.node.id, target.bridged()?.clone())))
+            .collect(),
+        reply_timeout: command.timeout,
         origin,
     };
     let targets_event = Event::Targets {
@@ -148,18 +152,23 @@ pub(super) async fn run(
     }
 }
 
-/// Whoever has not confirmed a stop is to stand still, for all that is known; what may run at a node that is stopped may
-/// run there, too.
+/// Why the command is not sent to a node with an unconfirmed stop; `None` if it is: the action may run while stopped, or
+/// there is no such stop.
 fn refusal_reason(shared: &SharedContext, target: &Target, action: &str) -> Option<String> {
     let number = shared.stops.unconfirmed.stop_number(target.node.id)?;
-    let runs = target.action_catalog.borrow().can_run_while_stopped(action);
+    let runs = target.own_node()?.action_catalog.borrow().can_run_while_stopped(action);
     (!runs).then(|| unconfirmed_stops::reason(number))
 }
 
-/// The delivery goes on; only nobody waits any longer.
+/// The delivery goes on; only its caller waits no longer.
 fn no_answer(target: &Target, waited: Duration, ttl: Duration) -> Reply {
     let ttl = ttl.as_secs_f64();
-    let error = if *target.online.borrow() {
+    let Some(node) = target.own_node() else {
+        let waited = waited.as_secs_f64();
+        let error = format!("no reply within {waited} s; it may still go out: see `ground-station history`");
+        return Reply::ended(Outcome::NoAnswer, error);
+    };
+    let error = if *node.online.borrow() {
         query::no_answer_text(waited)
     } else {
         let waited = match waited.as_secs_f64() {

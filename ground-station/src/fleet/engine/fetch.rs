@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use swarm_shared::net::clock;
-use swarm_shared::net::peer::{PeerEvent, ReplyTo, Request};
+use swarm_shared::net::peer::{PeerEvent, PeerLink, ReplyTo, Request};
 use swarm_shared::net::roots::{FileError, IncomingFile, Roots};
 use swarm_shared::net::sync::Mutex;
 use swarm_shared::proto::hex;
@@ -25,16 +25,17 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::SharedContext;
-use super::query::{self, delivery_event};
-use super::registry::Target;
+use super::memory_budget::{self, CopyDestination, ROOT};
+use super::query;
+use super::registry::{Device, NodeDevice, Target};
+use super::reporter::Reporter;
+use super::transport::bridge::{self, BridgedTransport, DeviceOperation, DeviceReply};
 use super::send_files::{TRANSFER_TIME_MAX, TransferAbortGuard, history_arguments};
 use crate::fleet::{CommandKind, Event, Failure, NodeRef, files};
 use crate::store::deliveries::{Origin, Record, RecordTarget};
 
 /// Chunks of one file that wait to be written.
 const CHUNK_QUEUE_MAX: usize = 8;
-/// The name of the only root of a fetch: the directory that the operator named.
-const ROOT: &str = "dir";
 /// Longest time between the question and the answer's deadline on the wire.
 const REQUEST_TTL: Duration = Duration::from_secs(30);
 /// Bytes between two reports of progress.
@@ -131,45 +132,88 @@ pub(super) async fn run(
     path: String,
     dir: PathBuf,
     stall_timeout: Duration,
-    events: mpsc::Sender<Event>,
+    reporter: Reporter,
 ) {
     let started = clock::now();
     let roots = match open_destination(dir.clone()).await {
         Ok(roots) => roots,
         Err(why) => {
-            let _caller_gone = events.send(Event::failed(Failure::Usage, why)).await;
+            reporter.send(Event::failed(Failure::Usage, why)).await.ok();
             return;
         }
     };
     let named = Event::Targets {
         targets: targets.iter().map(|target| target.node.clone()).collect(),
     };
-    if events.send(named).await.is_err() {
+    if reporter.send(named).await.is_err() {
         return;
     }
     let mut jobs = JoinSet::new();
     for target in targets {
-        let (shared, roots, path) = (shared.clone(), roots.clone(), path.clone());
-        let (dir, events) = (dir.clone(), events.clone());
-        jobs.spawn(async move {
-            // Not in turn: those that are away keep nobody waiting who is there.
-            let is_there = target.wait_online_until(started + stall_timeout).await;
-            let Ok(_turn) = shared.transfer_slots.clone().acquire_owned().await else {
-                return;
-            };
-            let reply = if is_there {
-                fetch_one(&shared, &target, &path, &roots, &dir, stall_timeout, &events).await
-            } else {
-                Reply::ended(Outcome::NoAnswer, "offline: nothing was asked")
-            };
-            let _caller_gone = events.send(delivery_event(&target.node, reply, started)).await;
-        });
+        let (shared, reporter) = (shared.clone(), reporter.clone());
+        let NodeRef { node: name, id } = &target.node;
+        let copy = match files::copy_name(name, id, target.name_is_unique, &path) {
+            Ok(name) => CopyDestination {
+                roots: roots.clone(),
+                dir: dir.clone(),
+                name,
+            },
+            Err(error) => {
+                jobs.spawn(async move {
+                    let reply = Reply::failed(error.to_string());
+                    reporter.end(&target.node, 0, reply).await.ok();
+                });
+                continue;
+            }
+        };
+        let path = path.clone();
+        match target.device {
+            Device::Node(device) => drop(jobs.spawn(async move {
+                // Not in turn: absent nodes do not hold up the others.
+                let is_there = device.wait_online_until(started + stall_timeout).await;
+                let Ok(_turn) = shared.transfer_slots.clone().acquire_owned().await else {
+                    return;
+                };
+                let events = reporter.events();
+                let reply = if is_there {
+                    fetch_one(&shared, (&target.node, &device), &path, copy, stall_timeout, events).await
+                } else {
+                    Reply::ended(Outcome::NoAnswer, "offline: nothing was asked")
+                };
+                reporter.end(&target.node, 0, reply).await.ok();
+            })),
+            Device::Bridged(device) => {
+                // It goes on if the caller goes.
+                let fetching = shared.tasks.spawn(async move {
+                    let reply = fetch_from_device(&device, path, copy, stall_timeout).await;
+                    reporter.end(&target.node, 0, reply).await.ok();
+                });
+                jobs.spawn(async move { drop(fetching.await) });
+            }
+        }
     }
     tokio::select! {
-        () = events.closed() => {}
+        () = reporter.events().closed() => {}
         () = async { while jobs.join_next().await.is_some() {} } => {
-            let _caller_gone = events.send(Event::End).await;
+            reporter.send(Event::End).await.ok();
         }
+    }
+}
+
+async fn fetch_from_device(
+    device: &BridgedTransport,
+    path: String,
+    copy: CopyDestination,
+    timeout: Duration,
+) -> Reply {
+    let now = clock::now();
+    let until = now + timeout;
+    match device.try_send(DeviceOperation::Fetch { path }, now, until, until) {
+        Ok(replied) => match replied.await {
+            Ok(DeviceReply::File(content)) => memory_budget::write_copy(content, copy).await,
+            other => DeviceReply::without_file(other),
+        },
+        Err(error) => bridge::not_taken(error),
     }
 }
 
@@ -186,20 +230,14 @@ async fn open_destination(dir: PathBuf) -> Result<Roots, String> {
 
 async fn fetch_one(
     shared: &SharedContext,
-    target: &Target,
+    (node, device): (&NodeRef, &NodeDevice),
     path: &str,
-    roots: &Roots,
-    dir: &Path,
+    CopyDestination { roots, dir, name }: CopyDestination,
     stall_timeout: Duration,
     events: &mpsc::Sender<Event>,
 ) -> Reply {
-    let NodeRef { node, id } = &target.node;
-    let copy = match files::copy_name(node, id, target.name_is_unique, path) {
-        Ok(copy) => copy,
-        Err(error) => return Reply::failed(error.to_string()),
-    };
-    // Made first, so that somebody listens before the node speaks.
-    let Ok(bulk) = shared.endpoint.open_bulk_session(*id).await else {
+    // Opened first, so that no chunk is missed.
+    let Ok(bulk) = shared.endpoint.open_bulk_session(node.id).await else {
         return Reply::failed("this station is shutting down");
     };
     let kwargs = json!({ "op": "pull", "path": path });
@@ -210,18 +248,18 @@ async fn fetch_one(
     let request_frame = query::command_frame(shared, "filetransfer", &arguments, Lane::Control);
     let number = request_frame.header.id.unwrap_or_default();
     let (chunks, chunks_in) = mpsc::channel(CHUNK_QUEUE_MAX);
-    let _route_guard = shared.chunk_routes.register(*id, number, chunks);
+    let _route_guard = shared.chunk_routes.register(node.id, number, chunks);
     let destination = Destination {
-        roots: roots.clone(),
-        copy: format!("{ROOT}/{copy}"),
-        target: target.node.clone(),
+        roots,
+        copy: format!("{ROOT}/{name}"),
+        target: node.clone(),
     };
     let mut abort_guard = TransferAbortGuard {
         link: Some(bulk),
         id: number,
     };
     match request_and_receive(
-        target,
+        &device.link,
         &request_frame,
         destination,
         chunks_in,
@@ -236,7 +274,7 @@ async fn fetch_one(
             ..
         } => {
             abort_guard.link = None;
-            value["path"] = json!(dir.join(copy).display().to_string());
+            value["path"] = json!(dir.join(name).display().to_string());
             Reply::done(value)
         }
         reply => reply,
@@ -251,7 +289,7 @@ struct Destination {
 }
 
 async fn request_and_receive(
-    target: &Target,
+    link: &PeerLink,
     request_frame: &Frame,
     destination: Destination,
     chunks: mpsc::Receiver<Box<Frame>>,
@@ -275,7 +313,7 @@ async fn request_and_receive(
         lane: Lane::Control,
         deadline: Some(now + REQUEST_TTL),
     };
-    if let Err(error) = target.link.try_request(outgoing, request) {
+    if let Err(error) = link.try_request(outgoing, request) {
         return Reply::refused(error.to_string());
     }
     let (written, mut whole) = oneshot::channel();
@@ -349,7 +387,6 @@ fn write_chunks(
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicU64;
 
     use swarm_shared::net::endpoint::{Config, Endpoint};
     use swarm_shared::net::handshake::Identity;
@@ -357,7 +394,7 @@ mod tests {
     use swarm_shared::proto::id::{NodeName, PeerKind, PublicKey};
     use swarm_shared::proto::session::Timing;
     use swarm_shared::proto::trust::SigningKey;
-    use tokio::sync::{Semaphore, watch};
+    use tokio::sync::watch;
 
     use super::*;
 
@@ -377,23 +414,9 @@ mod tests {
         let (endpoint, _events) = Endpoint::start(config, Arc::new(identity)).expect("started");
         let state = tempfile::tempdir().expect("a directory");
         let store = crate::store::Store::open(state.path()).await.expect("a store");
-        let shared = SharedContext {
-            deliveries: crate::fleet::engine::delivery_task::DeliveryTask::channel().0,
-            stops: Arc::new(super::super::stop::StopCoordinator::new(
-                0,
-                Default::default(),
-                store,
-                None,
-                tokio_util::task::TaskTracker::new(),
-            )),
-            endpoint: endpoint.clone(),
-            next_id: Arc::new(AtomicU64::new(1)),
-            epoch: 1,
-            chunk_routes: ChunkRoutes::default(),
-            gateway_peers: crate::fleet::gateway_peers::GatewayPeers::default(),
-            transfer_slots: Arc::new(Semaphore::new(1)),
-            started: clock::now(),
-        };
+        let deliveries = crate::fleet::engine::delivery_task::DeliveryTask::channel().0;
+        let stops = super::super::stop::StopCoordinator::new(0, Default::default(), None);
+        let shared = SharedContext::for_test(endpoint.clone(), store, deliveries, stops);
         let (_never, online) = watch::channel(false);
         let (_silent, offered) = watch::channel(Default::default());
         let mut targets = Vec::new();
@@ -404,11 +427,13 @@ mod tests {
                     node: NodeName::from_host(&format!("n{number}")),
                     id,
                 },
-                link: endpoint.open_session(id).await.expect("opened"),
-                online: online.clone(),
-                action_catalog: offered.clone(),
+                device: Device::Node(NodeDevice {
+                    link: endpoint.open_session(id).await.expect("opened"),
+                    online: online.clone(),
+                    action_catalog: offered.clone(),
+                    address: None,
+                }),
                 name_is_unique: true,
-                address: None,
             });
         }
         let dir = tempfile::tempdir().expect("a directory");
@@ -416,7 +441,10 @@ mod tests {
         let pause = Duration::from_millis(400);
         let began = clock::now();
         let path = "logs/run.log".to_owned();
-        run(shared, targets, path, dir.path().to_owned(), pause, events).await;
+        let origin = Origin::command_by("pi");
+        let record = history_record(&Selector::all(), &targets, &path, dir.path(), origin);
+        let reporter = shared.report(events, record, began, false);
+        run(shared, targets, path, dir.path().to_owned(), pause, reporter).await;
         assert!(clock::now() - began < pause * 2, "one after the other");
         let mut absent = 0;
         while let Some(event) = told.recv().await {

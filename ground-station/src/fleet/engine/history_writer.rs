@@ -2,19 +2,18 @@
 //! their ends, and who did what to the fleet. A store that fails is told in the log; it never holds up what is asked.
 //! An end that the disk refuses is kept in memory, and stored as soon as the disk takes it.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::pin::pin;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use swarm_shared::net::clock;
 use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::outcome::Reply;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::RetentionPolicy;
-use crate::fleet::{AdminRequest, Delivery, EVENTS_MAX, Event, FleetRequest, Request, UserRequest};
+use crate::fleet::{AdminRequest, EVENTS_MAX, Event, FleetRequest, Request, UserRequest};
 use crate::store::audit::AuditEntry;
 use crate::store::deliveries::Record;
 use crate::store::{DeliveryEnd, Store, StoreError};
@@ -29,184 +28,88 @@ const STORE_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// How often it is looked meanwhile whether the station stops.
 const SHUTDOWN_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Where a transfer's events go instead, to be noted and passed on.
-pub(in crate::fleet) fn record_stream(
-    tasks: &TaskTracker,
-    store: Store,
-    record: Record,
-    events: mpsc::Sender<Event>,
-) -> mpsc::Sender<Event> {
-    let (to, from) = mpsc::channel(EVENTS_MAX);
-    tasks.spawn(forward_and_record(tasks.clone(), store, record, from, events));
-    to
+/// An entry of the history that is not a command of the tracker: takes the ends of its deliveries. With the last clone the
+/// entry is complete: deliveries without an end get the one that was given for them.
+#[derive(Clone, Debug)]
+pub(super) struct HistoryEntry(mpsc::Sender<StoreEnd>);
+
+/// An end, and what is dropped when it is stored.
+type StoreEnd = (DeliveryEnd, oneshot::Sender<()>);
+
+impl HistoryEntry {
+    /// Stores `record`, in the background, and ends as they come. `abandoned` says how deliveries end that have no other
+    /// end. The number of the entry is sent to `issued`, if there is room.
+    pub(super) fn open(
+        tasks: &TaskTracker,
+        store: Store,
+        record: Record,
+        abandoned: impl Fn(&PeerId) -> Reply + Send + 'static,
+        issued: Option<mpsc::Sender<Event>>,
+    ) -> Self {
+        let open = record.deliveries.iter();
+        let open: BTreeSet<(PeerId, u32)> = open.map(|to| (to.node.id, to.part)).collect();
+        // Each delivery ends once: there is always room.
+        let (ends, inbox) = mpsc::channel(open.len().max(1));
+        let writing = write_entry(tasks.clone(), store, record, (open, inbox), (abandoned, issued));
+        tasks.spawn(writing);
+        Self(ends)
+    }
+
+    /// Adds the end of a delivery, and waits for nothing.
+    pub(super) fn add_end(&self, end: DeliveryEnd) {
+        // The receiver goes only when the station stops.
+        self.0.try_send((end, oneshot::channel().0)).ok();
+    }
+
+    /// Adds the end of a delivery. Returns when it is stored, or the disk has refused it; then it is stored later.
+    pub(super) async fn store_end(&self, end: DeliveryEnd) {
+        let (stored, when_stored) = oneshot::channel();
+        if self.0.send((end, stored)).await.is_ok() {
+            // Dropped by the writer when it is done.
+            when_stored.await.ok();
+        }
+    }
 }
 
-async fn forward_and_record(
+async fn write_entry(
     tasks: TaskTracker,
     store: Store,
     record: Record,
-    mut from: mpsc::Receiver<Event>,
-    events: mpsc::Sender<Event>,
+    (mut open, mut inbox): (BTreeSet<(PeerId, u32)>, mpsc::Receiver<StoreEnd>),
+    (abandoned, issued): (
+        impl Fn(&PeerId) -> Reply + Send + 'static,
+        Option<mpsc::Sender<Event>>,
+    ),
 ) {
-    let mut open: BTreeMap<PeerId, Vec<u32>> = BTreeMap::new();
-    for delivery in record.deliveries.iter().rev() {
-        open.entry(delivery.node.id).or_default().push(delivery.part);
+    let (action, history_number) = (record.action.clone(), record.origin.history_number.clone());
+    let number = match store.record(record).await {
+        Ok(number) => history_number.get_or_set(number),
+        Err(error) => return tracing::error!(%error, action, "Request is not in the history"),
+    };
+    if let Some(issued) = issued {
+        issued.try_send(Event::Issued { number }).ok();
     }
-    let history_number = record.origin.history_number.clone();
     let mut batch = Vec::new();
-    let mut recording = pin!(store.record(record));
-    let recorded = loop {
-        tokio::select! {
-            biased;
-            recorded = &mut recording => break recorded,
-            // Whose outcomes are to come is told at once: whoever asked has to know it should this process be killed
-            // before a slow disk answers. An end is told when it is noted.
-            Some(event) = from.recv(), if batch.is_empty() => {
-                if matches!(event, Event::Delivery(_) | Event::End | Event::Failed { .. }) {
-                    batch.push(event);
-                } else {
-                    let _caller_gone = events.send(event).await;
-                }
-            }
+    while inbox.recv_many(&mut batch, EVENTS_MAX).await > 0 {
+        let (ends, _stored): (Vec<DeliveryEnd>, Vec<oneshot::Sender<()>>) = batch.drain(..).unzip();
+        for end in &ends {
+            open.remove(&(end.node, end.part));
         }
-    };
-    let number = match recorded {
-        Ok(number) => Some(history_number.get_or_set(number)),
-        Err(error) => {
-            tracing::error!(%error, "a transfer is not in the history");
-            None
-        }
-    };
-    loop {
-        if batch.is_empty() {
-            let taken = tokio::select! {
-                biased;
-                () = events.closed() => break,
-                taken = from.recv_many(&mut batch, EVENTS_MAX) => taken,
-            };
-            if taken == 0 {
-                break;
-            }
-        }
-        let ends = batch
-            .iter()
-            .filter_map(|event| end_from_event(event, &mut open))
-            .collect();
         store_ends(&tasks, &store, number, ends).await;
-        for event in batch.drain(..) {
-            if events.send(event).await.is_err() {
-                break;
-            }
-        }
     }
-    let abandoned = Reply::failed("given up before its end: whoever asked for it went away");
-    let ends = open.into_iter().flat_map(|(node, parts)| {
-        let reply = abandoned.clone();
-        parts.into_iter().map(move |part| DeliveryEnd {
-            node,
-            part,
-            reply: reply.clone(),
-        })
-    });
-    store_ends(&tasks, &store, number, ends.collect()).await;
-}
-
-/// Notes something that waits for no disk, a stop. See [`ends_of`].
-pub(in crate::fleet) fn record_in_background(
-    tasks: &TaskTracker,
-    store: Store,
-    record: Record,
-    abandoned: Reply,
-) -> mpsc::Sender<DeliveryEnd> {
-    let nodes = record.deliveries.iter().map(|to| to.node.id).collect();
-    let (what, history_number) = (record.action.clone(), record.origin.history_number.clone());
-    let recording = {
-        let store = store.clone();
-        async move {
-            store
-                .record(record)
-                .await
-                .map(|number| history_number.get_or_set(number))
-        }
-    };
-    record_ends_in_background(tasks, store, (what, nodes), recording, abandoned)
-}
-
-/// Ends of something that is on its way to the disk, which may take its time: they are handed over here, where there is
-/// room for each node's, and go their way to whoever asked by themselves. What has not ended when the sender goes is noted
-/// as `given_up`.
-pub(in crate::fleet) fn record_ends_in_background(
-    tasks: &TaskTracker,
-    store: Store,
-    (what, nodes): (String, BTreeSet<PeerId>),
-    recording: impl Future<Output = Result<u64, StoreError>> + Send + 'static,
-    abandoned: Reply,
-) -> mpsc::Sender<DeliveryEnd> {
-    let (to, mut from) = mpsc::channel(nodes.len().max(1));
-    let again = tasks.clone();
-    tasks.spawn(async move {
-        let mut open = nodes;
-        let number = match recording.await {
-            Ok(number) => Some(number),
-            Err(error) => return tracing::error!(%error, what, "not in the history"),
-        };
-        let mut batch: Vec<DeliveryEnd> = Vec::new();
-        while from.recv_many(&mut batch, EVENTS_MAX).await > 0 {
-            for end in &batch {
-                open.remove(&end.node);
-            }
-            store_ends(&again, &store, number, std::mem::take(&mut batch)).await;
-        }
-        let left = open.into_iter().map(|node| DeliveryEnd {
-            node,
-            part: 0,
-            reply: abandoned.clone(),
-        });
-        store_ends(&again, &store, number, left.collect()).await;
-    });
-    to
-}
-
-/// The end that an event tells of. A node's files end in their order.
-fn end_from_event(event: &Event, open: &mut BTreeMap<PeerId, Vec<u32>>) -> Option<DeliveryEnd> {
-    let Event::Delivery(delivery) = event else {
-        return None;
-    };
-    let Delivery {
-        node: _,
-        id,
-        state,
-        value,
-        output,
-        exit,
-        error,
-        ms: _,
-    } = delivery.clone();
-    let part = open.get_mut(&id)?.pop()?;
-    let reply = Reply {
-        state,
-        value,
-        output,
-        exit,
-        error,
-    };
-    Some(DeliveryEnd {
-        node: id,
+    let left = open.into_iter().map(|(node, part)| DeliveryEnd {
+        node,
         part,
-        reply,
-    })
+        reply: abandoned(&node),
+    });
+    store_ends(&tasks, &store, number, left.collect()).await;
 }
 
-/// Keeps ends. Whoever waits for them is not kept waiting by a disk that refuses them: they are tried again.
-pub(in crate::fleet) async fn store_ends(
-    tasks: &TaskTracker,
-    store: &Store,
-    number: Option<u64>,
-    ends: Vec<DeliveryEnd>,
-) {
-    let Some(number) = number.filter(|_| !ends.is_empty()) else {
+/// Stores ends. Returns also if the disk refuses them: they are tried again in the background.
+async fn store_ends(tasks: &TaskTracker, store: &Store, number: u64, ends: Vec<DeliveryEnd>) {
+    if ends.is_empty() {
         return;
-    };
+    }
     let Err(error) = store.record_delivery_ends(number, ends.clone()).await else {
         return;
     };
@@ -354,7 +257,7 @@ pub(super) fn audit_stream(
 }
 
 /// Notes who did what.
-pub(in crate::fleet) async fn write_audit_entry(
+pub(super) async fn write_audit_entry(
     store: &Store,
     who: &str,
     what: &str,

@@ -348,6 +348,7 @@ mod tests {
             config,
             state_dir: dir.to_owned(),
             mode: Mode::OneShot,
+            bridges_devices: false,
         };
         Engine::start(settings).await.expect("started")
     }
@@ -372,7 +373,6 @@ mod tests {
         let stop = ActRequest::Stop {
             selector: Selector::all(),
             timeout_ms: Some(300),
-            also_bridged: false,
         };
         let mut stopped = fleet.perform(stop).await;
         let event = stopped.recv().await;

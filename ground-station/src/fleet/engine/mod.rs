@@ -14,21 +14,27 @@
 
 mod action_catalogs;
 mod authority;
+#[cfg(test)]
+mod bridged_tests;
 mod cancel;
 mod delivery_task;
 mod dispatch;
 mod durable_command;
 mod fetch;
-pub(in crate::fleet) mod history_writer;
+mod history_writer;
 mod membership_task;
+mod memory_budget;
 mod query;
 mod registry;
 mod release;
+mod reporter;
 mod respond;
-pub(in crate::fleet) mod retry;
+mod retry;
 mod send_files;
 mod stop;
+mod stop_latches;
 pub(in crate::fleet) mod subscribers;
+pub mod transport;
 mod unconfirmed_stops;
 mod users;
 mod watchers;
@@ -68,9 +74,11 @@ use crate::config::Config;
 use crate::store::{MemberRow, Store, StoreError};
 use authority::FleetAuthority;
 pub use cancel::cancel_only_fleet;
-pub(in crate::fleet) use dispatch::{EXCLUDES_NO_NODE, NO_NODES};
+use memory_budget::MemoryBudget;
 use registry::{NodeRegistry, SharedNodeRegistry};
+use stop_latches::StopLatches;
 use subscribers::Subscribers;
+use transport::bridge::BridgedDevices;
 use unconfirmed_stops::{Debounce, UnconfirmedStops};
 use watchers::Watchers;
 
@@ -80,6 +88,8 @@ const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
 const SAVE_RETRY_INTERVAL: Duration = Duration::from_secs(10);
 /// How often a waiting `nodes` looks whether all are there.
 const NODES_QUERY_INTERVAL: Duration = Duration::from_millis(20);
+/// Shortest time between two looks for changes of bridged devices.
+const DEVICE_CHANGES_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What an engine is started with.
 #[derive(Clone, Debug)]
@@ -88,8 +98,11 @@ pub struct Settings {
     pub config: Config,
     /// Where keys and members are kept; it exists, and this process owns it.
     pub state_dir: PathBuf,
-    /// What for.
+    /// How long it stays.
     pub mode: Mode,
+    /// Whether a gateway may bridge devices of other programs, now or in another run of this station: their stops are
+    /// latched.
+    pub bridges_devices: bool,
 }
 
 /// What an engine is started for.
@@ -140,6 +153,7 @@ pub struct Engine {
     endpoint: Endpoint,
     services: ServicePublisher,
     gateway_peers: GatewayPeers,
+    devices: BridgedDevices,
     presence: Option<Presence>,
     shutdown: CancellationToken,
     tasks: TaskTracker,
@@ -155,6 +169,11 @@ struct SharedContext {
     deliveries: delivery_task::DeliveryHandle,
     stops: Arc<stop::StopCoordinator>,
     chunk_routes: fetch::ChunkRoutes,
+    /// For files to bridged devices.
+    memory_budget: MemoryBudget,
+    store: Store,
+    /// What goes on after its request.
+    tasks: TaskTracker,
     gateway_peers: GatewayPeers,
     /// How many nodes are sent files at once.
     transfer_slots: Arc<Semaphore>,
@@ -172,6 +191,7 @@ impl Engine {
             config,
             state_dir,
             mode,
+            bridges_devices,
         } = settings;
         let keepalive = config.keepalive;
         let keepalive = KeepaliveConfig::new(keepalive.idle, keepalive.interval, keepalive.probes)?;
@@ -182,7 +202,17 @@ impl Engine {
         let membership = authority::load_membership(&store, &key.public()).await?;
         let authority = FleetAuthority::open(&state_dir, store.clone()).await?;
         let unconfirmed = UnconfirmedStops::load(&store).await?;
-        let registry = SharedNodeRegistry::new(NodeRegistry::load(&store, unconfirmed.clone()).await?);
+        let latches = match StopLatches::load(&store).await {
+            _ if !bridges_devices => StopLatches::default(),
+            Err(error) if matches!(mode, Mode::Stop(_)) => {
+                tracing::warn!(%error, "The stop goes out; drones that come later are not stopped by it");
+                StopLatches::default()
+            }
+            loaded => loaded?,
+        };
+        let devices = BridgedDevices::new(latches);
+        let registry = NodeRegistry::load(&store, unconfirmed.clone(), devices.clone()).await?;
+        let registry = SharedNodeRegistry::new(registry);
         let (membership_requests, membership_inbox) = mpsc::channel(super::REQUESTS_MAX);
         let (planned_retries, planned_inbox) = mpsc::channel(super::REQUESTS_MAX);
         let (joins, join_requests) = mpsc::channel(PENDING_JOINS_MAX);
@@ -226,7 +256,10 @@ impl Engine {
         let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
         let next_id = Arc::new(AtomicU64::new(1));
         let delivery_task =
-            delivery_task::DeliveryTask::open(store.clone(), own_id, Arc::clone(&next_id)).await?;
+            delivery_task::DeliveryTask::open(store.clone(), own_id, Arc::clone(&next_id), |id| {
+                registry.lock().is_member(id)
+            })
+            .await?;
         tasks.spawn(delivery_task.run(delivery_inbox, shutdown.clone()));
         let engine_store = store.clone();
         let gateway_peers = GatewayPeers::default();
@@ -239,11 +272,12 @@ impl Engine {
                 stops: Arc::new(stop::StopCoordinator::new(
                     store.stop_number().await?,
                     unconfirmed.clone(),
-                    store.clone(),
                     means.pings.map(|port| (presence.interfaces.clone(), port)),
-                    tasks.clone(),
                 )),
                 chunk_routes: fetch::ChunkRoutes::default(),
+                memory_budget: MemoryBudget::default(),
+                store: store.clone(),
+                tasks: tasks.clone(),
                 gateway_peers: gateway_peers.clone(),
                 transfer_slots: Arc::new(Semaphore::new(send_files::CONCURRENT_TRANSFERS_MAX)),
                 started: clock::now(),
@@ -261,7 +295,10 @@ impl Engine {
             tasks: tasks.clone(),
             saving: None,
             unconfirmed_debounce: Debounce::default(),
+            bridges_devices,
         };
+        let (latched, latch_store, until) = (devices.clone(), task.store.clone(), shutdown.clone());
+        tasks.spawn(async move { latched.latches().persist_changes(&latch_store, &until).await });
         tasks.spawn(unconfirmed.persist_changes(task.store.clone(), shutdown.clone()));
         task.registry.open_sessions(&task.shared.endpoint).await;
         task.dial_members().await;
@@ -295,6 +332,7 @@ impl Engine {
             endpoint,
             services: presence.services(),
             gateway_peers,
+            devices,
             presence: Some(presence),
             shutdown,
             tasks,
@@ -319,6 +357,11 @@ impl Engine {
     /// Where gateways seat their peers.
     pub fn gateway_peers(&self) -> GatewayPeers {
         self.gateway_peers.clone()
+    }
+
+    /// Where gateways register the devices that they bridge.
+    pub fn bridged_devices(&self) -> BridgedDevices {
+        self.devices.clone()
     }
 
     /// What it remembers.
@@ -352,6 +395,31 @@ impl Engine {
     }
 }
 
+#[cfg(test)]
+impl SharedContext {
+    fn for_test(
+        endpoint: Endpoint,
+        store: Store,
+        deliveries: delivery_task::DeliveryHandle,
+        stops: stop::StopCoordinator,
+    ) -> Self {
+        Self {
+            endpoint,
+            next_id: Arc::new(AtomicU64::new(1)),
+            epoch: store.epoch(),
+            deliveries,
+            stops: Arc::new(stops),
+            chunk_routes: fetch::ChunkRoutes::default(),
+            memory_budget: MemoryBudget::default(),
+            store,
+            tasks: TaskTracker::new(),
+            gateway_peers: GatewayPeers::default(),
+            transfer_slots: Arc::new(Semaphore::new(1)),
+            started: clock::now(),
+        }
+    }
+}
+
 /// A question who is there, waiting for a process that has just started to find its nodes.
 struct NodesQuery {
     selector: Selector,
@@ -377,6 +445,7 @@ struct EngineTask {
     /// What members are being stored.
     saving: Option<JoinHandle<()>>,
     unconfirmed_debounce: Debounce,
+    bridges_devices: bool,
 }
 
 impl EngineTask {
@@ -390,6 +459,9 @@ impl EngineTask {
         let mut upkeep = tokio::time::interval(MAINTENANCE_INTERVAL);
         let (checks, mut checked) = mpsc::channel(endpoint::EVENTS_MAX);
         let (readings, mut read) = mpsc::channel(endpoint::EVENTS_MAX);
+        let mut device_changes = self.registry.lock().devices().changes();
+        // When changes of bridged devices are looked at next, if there are any.
+        let (mut devices_due, mut devices_changed) = (clock::now(), false);
         let shutdown = self.shutdown.clone();
         loop {
             tokio::select! {
@@ -408,10 +480,18 @@ impl EngineTask {
                 }
                 Some(again) = planned_retries.recv() => self.dispatch(again),
                 Some(call) = requests.recv() => self.on_request(call),
-                Some(reading) = read.recv() => self.subscribers.on_readings(reading),
+                Some(reading) = read.recv() => self.subscribers.on_reply(reading),
+                Ok(()) = device_changes.changed(), if !devices_changed => devices_changed = true,
+                () = clock::sleep_until(devices_due), if devices_changed => {
+                    devices_changed = false;
+                    devices_due = clock::now() + DEVICE_CHANGES_INTERVAL;
+                    self.on_devices_changed();
+                }
                 () = clock::sleep_until(self.subscribers.next_query_at()), if self.subscribers.wants_telemetry() => {
                     let targets = self.registry.lock().targets(&Selector::all());
                     self.subscribers.query_telemetry(&self.shared, &self.tasks, targets, &readings);
+                    let devices = self.registry.lock().devices().targets(&Selector::all());
+                    devices.iter().for_each(|(node, _)| self.report_readings(node.id));
                 }
                 _tick = upkeep.tick() => self.run_maintenance(),
                 () = tokio::time::sleep(NODES_QUERY_INTERVAL), if !self.nodes_queries.is_empty() => self.answer_nodes_queries(),
@@ -422,6 +502,24 @@ impl EngineTask {
             let _fell_over = saving.await;
         }
         self.run_maintenance();
+    }
+
+    /// Tells watchers and subscribers what has changed of bridged devices.
+    fn on_devices_changed(&mut self) {
+        let changed = self.registry.lock().devices().take_changed();
+        for id in changed {
+            self.watchers.notify(&self.registry.lock(), id);
+            if self.subscribers.wants_telemetry() {
+                self.report_readings(id);
+            }
+        }
+    }
+
+    fn report_readings(&mut self, id: PeerId) {
+        let readings = self.registry.lock().devices().readings(id);
+        if let Some((node, values)) = readings {
+            self.subscribers.on_readings(&node, values);
+        }
     }
 
     /// Dials members where they were seen last.

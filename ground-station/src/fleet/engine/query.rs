@@ -18,12 +18,15 @@ use tokio::sync::mpsc;
 
 use super::SharedContext;
 use super::registry::{SelfCheckResult, Target};
+use super::transport::Query;
 use crate::fleet::{Batch, Check, Delivery, Event, Failure, NodeRef, round_to_microsecond};
 
 /// How long a session remembers a request beyond all that its caller waits for.
 const REQUEST_RETENTION: Duration = Duration::from_secs(600);
 /// Replies that are taken from the links in one go.
 const REPLIES_PER_BATCH_MAX: usize = 256;
+/// How long after the time-out the gateway of a bridged device may take to say why there is no reply.
+const GATEWAY_GRACE: Duration = Duration::from_millis(500);
 /// How long a self-check may take.
 const SELF_CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -63,6 +66,7 @@ pub(super) async fn run(
     shared: SharedContext,
     targets: Vec<Target>,
     command: Command,
+    requested_at: Instant,
     events: mpsc::Sender<Event>,
 ) {
     let started = clock::now();
@@ -83,23 +87,24 @@ pub(super) async fn run(
     }
     let (reply_to, mut ends) = mpsc::channel(targets.len());
     let mut waiting: BTreeMap<PeerId, Target> = BTreeMap::new();
-    let deadline = started + command.ttl;
+    let deadline = requested_at + command.ttl;
     let until = deadline.max(started + command.timeout) + REQUEST_RETENTION;
     for target in targets {
-        let outgoing = Outgoing {
-            frame: parcel.clone(),
-            lane: command.lane,
-            deadline: Some(deadline),
-        };
-        let request = Request {
+        let query = Query {
             id,
-            timeout_at: until,
-            reply_to: ReplyTo(reply_to.clone()),
+            action: &command.action,
+            arguments: &command.arguments,
+            frame: &parcel,
+            lane: command.lane,
+            requested_at,
+            start_by: deadline,
+            respond_by: clock::now() + command.timeout,
+            retained_until: until,
         };
-        match target.link.try_request(outgoing, request) {
+        match target.transport().try_query(&query, &reply_to) {
             Ok(()) => drop(waiting.insert(target.node.id, target)),
             Err(error) => {
-                let reply = Reply::refused(error.to_string());
+                let reply = Reply::refused(error);
                 let delivery = Delivery::new(target.node, reply, elapsed_ms(started));
                 if events.send(Event::Delivery(delivery)).await.is_err() {
                     return;
@@ -108,9 +113,12 @@ pub(super) async fn run(
         }
     }
     drop(reply_to);
+    // A gateway knows best why there is no reply, and says it when the time is up.
+    let any_bridged = waiting.values().any(|target| target.bridged().is_some());
+    let grace = if any_bridged { GATEWAY_GRACE } else { Duration::ZERO };
     // One timer and one wait for all replies that come together.
     let mut batch = Vec::new();
-    let mut timed_out = pin!(clock::sleep_until(started + command.timeout));
+    let mut timed_out = pin!(clock::sleep_until(started + command.timeout + grace));
     while !waiting.is_empty() {
         let received = tokio::select! {
             biased;
@@ -146,9 +154,13 @@ pub(super) async fn send_encode_failure(events: &mpsc::Sender<Event>, error: &Wi
     let _caller_gone = events.send(Event::failed(Failure::Usage, message)).await;
 }
 
-/// Of a question: whether a node that comes back gets it still is nobody's concern.
+/// Unlike a command that acts, a question does not go out to a node that comes back later.
 fn no_answer(target: &Target, waited: Duration) -> Reply {
-    let error = if *target.online.borrow() {
+    let Some(node) = target.own_node() else {
+        let error = "no answer to it in time, and its gateway does not say why";
+        return Reply::ended(Outcome::NoAnswer, error);
+    };
+    let error = if *node.online.borrow() {
         no_answer_text(waited)
     } else {
         match waited.as_secs_f64() {

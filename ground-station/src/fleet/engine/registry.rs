@@ -1,4 +1,6 @@
-//! Who belongs to the fleet, and who of them is linked.
+//! The members of the fleet, with their links, and the bridged devices beside them: what selectors match.
+//!
+//! A name may belong to several nodes and devices: it matches all of them, and each carries a warning.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -16,27 +18,72 @@ use swarm_shared::proto::trust::Membership;
 use tokio::sync::watch;
 
 use super::action_catalogs::KnownActions;
+use super::transport::DeviceTransport;
+use super::transport::bridge::{BridgedDevices, BridgedTransport};
 use super::unconfirmed_stops::UnconfirmedStops;
 use crate::fleet::{Check, MemberView, NodeRef, NodeState, NodeView, StopView, Warning};
 use crate::store::{MemberRow, Store, StoreError};
 
-/// A node that a command goes to.
+/// Most names in one note.
+const NAMES_SHOWN_MAX: usize = 8;
+
+/// A node or a bridged device that a request goes to.
 #[derive(Clone, Debug)]
 pub(super) struct Target {
     pub(super) node: NodeRef,
-    pub(super) link: PeerLink,
-    /// Whether it is linked, and news of it.
-    pub(super) online: watch::Receiver<bool>,
-    /// What it has said that it can do, and news of it.
-    pub(super) action_catalog: watch::Receiver<KnownActions>,
+    pub(super) device: Device,
     /// Whether no other target has its name.
     pub(super) name_is_unique: bool,
-    /// Where it was seen last.
+}
+
+/// What a target is.
+#[derive(Clone, Debug)]
+pub(super) enum Device {
+    /// A node of the fleet.
+    Node(NodeDevice),
+    /// A device behind a gateway.
+    Bridged(BridgedTransport),
+}
+
+/// A node of the fleet, as a target.
+#[derive(Clone, Debug)]
+pub(super) struct NodeDevice {
+    pub(super) link: PeerLink,
+    /// Whether it is linked.
+    pub(super) online: watch::Receiver<bool>,
+    /// The actions that it has offered.
+    pub(super) action_catalog: watch::Receiver<KnownActions>,
+    /// Its last address.
     pub(super) address: Option<SocketAddr>,
 }
 
 impl Target {
-    /// Waits until it is linked; whether that came in time.
+    pub(super) fn transport(&self) -> &dyn DeviceTransport {
+        match &self.device {
+            Device::Node(node) => &node.link,
+            Device::Bridged(bridged) => bridged,
+        }
+    }
+
+    /// The node, if it is no bridged device.
+    pub(super) fn own_node(&self) -> Option<&NodeDevice> {
+        match &self.device {
+            Device::Node(node) => Some(node),
+            Device::Bridged(_) => None,
+        }
+    }
+
+    /// The bridged device, if it is one.
+    pub(super) fn bridged(&self) -> Option<&BridgedTransport> {
+        match &self.device {
+            Device::Node(_) => None,
+            Device::Bridged(bridged) => Some(bridged),
+        }
+    }
+}
+
+impl NodeDevice {
+    /// Waits until the node is linked; whether that came in time.
     pub(super) async fn wait_online_until(&self, deadline: Instant) -> bool {
         let mut online = self.online.clone();
         let linked = online.wait_for(|online| *online);
@@ -103,8 +150,8 @@ impl Member {
         (self.row.last_seen_ms > 0).then(|| clock::unix_time_ms().saturating_sub(self.row.last_seen_ms))
     }
 
-    /// `called_so`: how many nodes have its name; `unconfirmed`: the stop that it has not confirmed.
-    fn view(&self, now: Instant, same_name_count: usize, unconfirmed: Option<u64>) -> NodeView {
+    /// `names`: how many have its name; `unconfirmed`: the stop that it has not confirmed.
+    fn view(&self, now: Instant, names: NameCount, unconfirmed: Option<u64>) -> NodeView {
         let state = match (self.is_online(), self.silent) {
             (true, false) => NodeState::Online,
             (true, true) => NodeState::Silent,
@@ -112,11 +159,11 @@ impl Member {
         };
         let mut warnings = self.warnings.clone();
         warnings.extend(self.row.revoked.then_some(Warning::Revoked));
-        if same_name_count > 1 && !self.row.revoked {
+        if names.nodes > 1 && !self.row.revoked {
             warnings.push(Warning::DuplicateName {
                 name: self.row.name.clone(),
                 id: self.row.key.id(),
-                nodes: same_name_count,
+                nodes: names.nodes,
             });
         }
         warnings.extend(self.stopped.as_ref().map(|stop| Warning::Stopped {
@@ -125,6 +172,10 @@ impl Member {
             error: stop.error.clone(),
         }));
         warnings.extend(unconfirmed.map(|number| Warning::StopUnconfirmed { number }));
+        if names.devices > 0 {
+            let name = self.row.name.clone();
+            warnings.push(Warning::NameUsedByDevice { name });
+        }
         // What it did on its own is to be seen even if it went well.
         let lost = self.checks.iter().flatten();
         let lost = lost.filter(|check| check.ok && check.name == LOST_LINK_CHECK);
@@ -151,7 +202,26 @@ impl Member {
     }
 }
 
-/// The roll, for the engine and the clerk. It is locked for a moment at a time, and never while something is awaited.
+/// How many nodes and how many bridged devices have one name.
+#[derive(Clone, Copy, Debug, Default)]
+struct NameCount {
+    nodes: usize,
+    devices: usize,
+}
+
+/// Adds to the view of a bridged device which others have its name.
+fn warn_of_shared_name(mut view: NodeView, count: NameCount) -> NodeView {
+    let name = || view.node.clone();
+    let by_node = (count.nodes > 0).then(|| Warning::NameUsedByNode { name: name() });
+    let by_devices = (count.devices > 1).then(|| Warning::DuplicateDeviceName {
+        name: name(),
+        devices: count.devices,
+    });
+    view.warnings.extend(by_node.into_iter().chain(by_devices));
+    view
+}
+
+/// The registry, for the engine's task and the membership task. It is locked for a moment at a time, and never while something is awaited.
 #[derive(Clone, Default)]
 pub(super) struct SharedNodeRegistry(Arc<Mutex<NodeRegistry>>);
 
@@ -177,32 +247,51 @@ impl SharedNodeRegistry {
 
 /// See the module.
 #[derive(Default)]
-pub(super) struct NodeRegistry(BTreeMap<PeerId, Member>, UnconfirmedStops);
+pub(super) struct NodeRegistry {
+    members: BTreeMap<PeerId, Member>,
+    unconfirmed: UnconfirmedStops,
+    devices: BridgedDevices,
+}
 
 impl NodeRegistry {
-    pub(super) async fn load(store: &Store, unconfirmed: UnconfirmedStops) -> Result<Self, StoreError> {
+    pub(super) async fn load(
+        store: &Store,
+        unconfirmed: UnconfirmedStops,
+        devices: BridgedDevices,
+    ) -> Result<Self, StoreError> {
         let rows = store.members().await?;
-        Ok(Self(
-            rows.into_iter()
+        Ok(Self {
+            members: rows
+                .into_iter()
                 .map(|row| (row.key.id(), Member::new(row)))
                 .collect(),
             unconfirmed,
-        ))
+            devices,
+        })
+    }
+
+    /// Whether this is the id of a member, revoked or not.
+    pub(super) fn is_member(&self, id: PeerId) -> bool {
+        self.members.contains_key(&id)
+    }
+
+    pub(super) fn devices(&self) -> &BridgedDevices {
+        &self.devices
     }
 
     /// Takes a member in, or notes what is new about it.
     pub(super) fn admit(&mut self, row: MemberRow) {
         let id = row.key.id();
-        match self.0.get_mut(&id) {
+        match self.members.get_mut(&id) {
             Some(member) => member.row = row,
-            None => drop(self.0.insert(id, Member::new(row))),
+            None => drop(self.members.insert(id, Member::new(row))),
         }
     }
 
     /// Members that still lack a session.
     pub(super) fn without_session(&self) -> Vec<PeerId> {
         let lacking = self
-            .0
+            .members
             .iter()
             .filter(|(_, member)| member.link.is_none() && !member.row.revoked);
         lacking.map(|(id, _)| *id).collect()
@@ -210,14 +299,14 @@ impl NodeRegistry {
 
     /// Where members were seen last.
     pub(super) fn addresses(&self) -> Vec<(PeerId, SocketAddr)> {
-        let known = self.0.iter().filter(|(_, member)| !member.row.revoked);
+        let known = self.members.iter().filter(|(_, member)| !member.row.revoked);
         known
             .filter_map(|(id, member)| Some((*id, member.row.address?)))
             .collect()
     }
 
     pub(super) fn set_session(&mut self, id: PeerId, link: PeerLink) {
-        if let Some(member) = self.0.get_mut(&id) {
+        if let Some(member) = self.members.get_mut(&id) {
             member.link = Some(link);
         }
     }
@@ -225,7 +314,7 @@ impl NodeRegistry {
     /// A peer is linked. Its session, if a member has one; a station of the fleet that nobody here has taken in
     /// becomes known now.
     pub(super) fn on_connected(&mut self, peer: &PeerInfo) -> Option<PeerLink> {
-        let member = self.0.entry(peer.id).or_insert_with(|| {
+        let member = self.members.entry(peer.id).or_insert_with(|| {
             Member::new(MemberRow {
                 key: peer.key,
                 name: peer.name.clone(),
@@ -257,7 +346,7 @@ impl NodeRegistry {
     }
 
     pub(super) fn on_disconnected(&mut self, id: PeerId) {
-        if let Some(member) = self.0.get_mut(&id) {
+        if let Some(member) = self.members.get_mut(&id) {
             member.row.last_seen_ms = clock::unix_time_ms();
             member.unsaved = true;
             member.action_catalog.send_modify(KnownActions::on_disconnected);
@@ -267,7 +356,7 @@ impl NodeRegistry {
 
     /// How a node's emergency stop stands. Its link, if a stop has just ended there: its checks said otherwise.
     pub(super) fn set_stop_report(&mut self, id: PeerId, report: &StopStatus) -> Option<PeerLink> {
-        let member = self.0.get_mut(&id)?;
+        let member = self.members.get_mut(&id)?;
         let now = report.stopped.then(|| StopView {
             issuer: report.issuer,
             number: report.number,
@@ -280,13 +369,13 @@ impl NodeRegistry {
     }
 
     pub(super) fn set_silent(&mut self, id: PeerId, silent: bool) {
-        if let Some(member) = self.0.get_mut(&id) {
+        if let Some(member) = self.members.get_mut(&id) {
             member.silent = silent;
         }
     }
 
     pub(super) fn set_action_catalog(&mut self, id: PeerId, offer: ActionCatalog) {
-        if let Some(member) = self.0.get_mut(&id) {
+        if let Some(member) = self.members.get_mut(&id) {
             member
                 .action_catalog
                 .send_modify(|offered| offered.set_catalog(offer));
@@ -294,14 +383,14 @@ impl NodeRegistry {
     }
 
     pub(super) fn rename(&mut self, id: PeerId, name: NodeName) {
-        if let Some(member) = self.0.get_mut(&id) {
+        if let Some(member) = self.members.get_mut(&id) {
             member.row.name = name;
             member.unsaved = true;
         }
     }
 
     pub(super) fn set_warning(&mut self, id: PeerId, warning: Warning) {
-        if let Some(member) = self.0.get_mut(&id)
+        if let Some(member) = self.members.get_mut(&id)
             && !member.warnings.contains(&warning)
         {
             // One device's addresses change; the newest warning says it all.
@@ -310,7 +399,7 @@ impl NodeRegistry {
     }
 
     pub(super) fn set_self_check(&mut self, checked: SelfCheckResult) {
-        if let Some(member) = self.0.get_mut(&checked.id) {
+        if let Some(member) = self.members.get_mut(&checked.id) {
             member.checks = Some(checked.checks);
         }
     }
@@ -318,7 +407,7 @@ impl NodeRegistry {
     /// Marks those that the fleet state has put out; returns their keys.
     pub(super) fn revoke(&mut self, membership: &Membership) -> Vec<swarm_shared::proto::id::PublicKey> {
         let out = self
-            .0
+            .members
             .values_mut()
             .filter(|member| membership.is_revoked(&member.row.key));
         out.map(|member| {
@@ -329,122 +418,183 @@ impl NodeRegistry {
     }
 
     pub(super) fn display_name(&self, id: PeerId) -> String {
-        self.0
+        self.members
             .get(&id)
             .map_or_else(|| id.short(), |member| member.row.name.to_string())
     }
 
     /// Whether nobody has ever belonged.
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.members.is_empty()
     }
 
     /// The grant of a member that was taken in here.
     pub(super) fn grant(&self, id: PeerId) -> Option<String> {
-        let member = self.0.get(&id).filter(|member| !member.row.revoked)?;
+        let member = self.members.get(&id).filter(|member| !member.row.revoked)?;
         member.row.grant.clone()
     }
 
     fn nodes(&self) -> impl Iterator<Item = &Member> {
-        self.0
+        self.members
             .values()
             .filter(|member| member.row.kind == PeerKind::Node && !member.row.revoked)
     }
 
-    pub(super) fn node_names(&self) -> Vec<String> {
-        let names: BTreeSet<String> = self.nodes().map(|member| member.row.name.to_string()).collect();
-        names.into_iter().collect()
+    /// Names to choose from, for an error text; `None` if nothing is known.
+    pub(super) fn known_names(&self) -> Option<String> {
+        let nodes = self.nodes().map(|member| member.row.name.clone());
+        let nodes = list_names("known are", nodes.collect());
+        let devices = self.devices.names().into_iter().collect();
+        let devices = list_names("known drones of other programs are", devices);
+        let texts: Vec<String> = nodes.into_iter().chain(devices).collect();
+        (!texts.is_empty()).then(|| texts.join("; "))
     }
 
     pub(super) fn targets(&self, selector: &Selector) -> Vec<Target> {
-        let matched: Vec<&Member> = self.nodes().filter(|member| member.matches(selector)).collect();
-        let mut names: BTreeMap<&NodeName, usize> = BTreeMap::new();
-        for member in &matched {
-            *names.entry(&member.row.name).or_default() += 1;
-        }
-        let mut targets: Vec<Target> = matched
-            .iter()
-            .filter_map(|member| {
-                Some(Target {
-                    node: NodeRef {
-                        node: member.row.name.clone(),
-                        id: member.row.key.id(),
-                    },
-                    link: member.link.clone()?,
-                    online: member.online.subscribe(),
-                    action_catalog: member.action_catalog.subscribe(),
-                    address: member.row.address,
-                    name_is_unique: names.get(&member.row.name) == Some(&1),
-                })
+        let nodes = self.nodes().filter(|member| member.matches(selector));
+        let nodes = nodes.filter_map(|member| {
+            let device = NodeDevice {
+                link: member.link.clone()?,
+                online: member.online.subscribe(),
+                action_catalog: member.action_catalog.subscribe(),
+                address: member.row.address,
+            };
+            let node = NodeRef {
+                node: member.row.name.clone(),
+                id: member.row.key.id(),
+            };
+            Some((node, Device::Node(device)))
+        });
+        let devices = self.devices.targets(selector).into_iter();
+        let devices = devices.map(|(node, device)| (node, Device::Bridged(device)));
+        let mut targets: Vec<Target> = nodes
+            .chain(devices)
+            .map(|(node, device)| Target {
+                node,
+                device,
+                name_is_unique: true,
             })
             .collect();
         targets.sort_by(|a, b| a.node.cmp(&b.node));
+        for one in 1..targets.len() {
+            if targets[one - 1].node.node == targets[one].node.node {
+                targets[one - 1].name_is_unique = false;
+                targets[one].name_is_unique = false;
+            }
+        }
         targets
     }
 
-    /// The terms of a selector that mean nobody.
+    /// Whether a selector matches a node or a device.
+    fn any_matches(&self, selector: &Selector) -> bool {
+        self.nodes().any(|member| member.matches(selector)) || self.devices.any_matches(selector)
+    }
+
+    /// The terms of a selector that match no node and no device, exclusions with their `!`.
     pub(super) fn unmatched_terms(&self, selector: &Selector) -> Vec<String> {
-        let of_nobody = |term: &Selector| !self.nodes().any(|member| member.matches(term));
-        let terms = selector.terms().filter(of_nobody);
-        let exclusions = selector.exclusions().filter(of_nobody);
+        let is_unmatched = |term: &Selector| !self.any_matches(term);
+        let terms = selector.terms().filter(is_unmatched);
+        let exclusions = selector.exclusions().filter(is_unmatched);
         let terms = terms.map(|term| term.to_string());
         terms.chain(exclusions.map(|term| format!("!{term}"))).collect()
     }
 
-    /// The first `!term` that names a node exactly, and names nobody: most likely somebody else is meant, who is not to
-    /// take part.
+    /// The first exclusion that is an exact name or id and matches nothing: most likely it is misspelt, and the node that
+    /// it should exclude would take part.
     pub(super) fn unmatched_exact_exclusion(&self, selector: &Selector) -> Option<String> {
-        let of_nobody = |term: &Selector| !self.nodes().any(|member| member.matches(term));
-        let mut mistaken = selector.exclusions().filter(Selector::is_exact).filter(of_nobody);
-        mistaken.next().map(|term| term.to_string())
+        let mut exclusions = selector.exclusions().filter(Selector::is_exact);
+        let unmatched = exclusions.find(|term| !self.any_matches(term));
+        unmatched.map(|term| term.to_string())
     }
 
-    /// Whether all that a selector means are linked and have checked themselves.
+    /// Names that a node and one of these bridged devices share, for a note; `None` if there are none.
+    pub(super) fn shared_names_note(&self, targets: &[Target]) -> Option<String> {
+        let devices = targets.iter().filter(|target| target.bridged().is_some());
+        let names: BTreeSet<&NodeName> = devices.map(|target| &target.node.node).collect();
+        let shared = names.into_iter().filter(|name| self.nodes().any(|member| member.row.name == **name));
+        let texts = shared.take(NAMES_SHOWN_MAX).map(|name| {
+            let mut nodes = targets.iter().filter(|target| target.own_node().is_some());
+            if nodes.any(|target| target.node.node == *name) {
+                format!("{name} is a node of the fleet and a drone of another program: both are meant")
+            } else {
+                format!("{name} is a node of the fleet, too, which is not meant: this is a drone of another program")
+            }
+        });
+        let texts: Vec<String> = texts.collect();
+        (!texts.is_empty()).then(|| format!("{}; id:PREFIX says which", texts.join("; ")))
+    }
+
+    /// Whether all matching nodes are linked and have checked themselves, and something matches.
     pub(super) fn is_ready(&self, selector: &Selector) -> bool {
         let mut matching = self.nodes().filter(|member| member.matches(selector)).peekable();
-        matching.peek().is_some() && matching.all(|member| member.is_online() && member.checks.is_some())
+        let any = matching.peek().is_some() || self.devices.any_matches(selector);
+        any && matching.all(|member| member.is_online() && member.checks.is_some())
     }
 
+    /// All matching nodes and devices, by name.
     pub(super) fn views(&self, selector: &Selector) -> Vec<NodeView> {
         let now = clock::now();
-        let matched: Vec<&Member> = self.nodes().filter(|member| member.matches(selector)).collect();
-        let names = matched.iter().map(|member| (&member.row.name, 0));
-        let mut name_counts: BTreeMap<&NodeName, usize> = names.collect();
-        for member in self.nodes() {
-            if let Some(number) = name_counts.get_mut(&member.row.name) {
-                *number += 1;
-            }
-        }
-        let view = |member: &Member| {
-            let same_name_count = name_counts.get(&member.row.name).copied().unwrap_or(0);
-            member.view(now, same_name_count, self.1.stop_number(member.row.key.id()))
-        };
-        let mut views: Vec<NodeView> = matched.into_iter().map(view).collect();
+        let names = self.count_names();
+        let matched = self.nodes().filter(|member| member.matches(selector));
+        let count = |name: &NodeName| names.get(name).copied().unwrap_or_default();
+        let nodes = matched.map(|member| self.node_view(member, now, count(&member.row.name)));
+        let devices = self.devices.views(selector).into_iter();
+        let devices = devices.map(|view| {
+            let names = count(&view.node);
+            warn_of_shared_name(view, names)
+        });
+        let mut views: Vec<NodeView> = nodes.chain(devices).collect();
         views.sort_by(|a, b| (&a.node, a.id).cmp(&(&b.node, b.id)));
         views
     }
 
-    /// One node, if the selector means it; one that has been put out too, for whoever has seen it before.
+    /// One node or device, if the selector matches it; also a revoked node or a device that has left, for watchers that have
+    /// seen it before.
     pub(super) fn view(&self, id: PeerId, selector: &Selector) -> Option<NodeView> {
-        let member = self.0.get(&id)?;
+        let Some(member) = self.members.get(&id) else {
+            let view = self.devices.view(id, selector)?;
+            let count = self.count_name(&view.node);
+            return Some(warn_of_shared_name(view, count));
+        };
         let matches = member.row.kind == PeerKind::Node && member.matches(selector);
-        matches.then(|| {
-            member.view(
-                clock::now(),
-                self.same_name_nodes(id).len() + 1,
-                self.1.stop_number(id),
-            )
-        })
+        matches.then(|| self.node_view(member, clock::now(), self.count_name(&member.row.name)))
     }
 
-    /// Other nodes that have the same name as this one.
+    fn node_view(&self, member: &Member, now: Instant, names: NameCount) -> NodeView {
+        member.view(now, names, self.unconfirmed.stop_number(member.row.key.id()))
+    }
+
+    fn count_name(&self, name: &NodeName) -> NameCount {
+        NameCount {
+            nodes: self.nodes().filter(|member| member.row.name == *name).count(),
+            devices: self.devices.named(name).len(),
+        }
+    }
+
+    fn count_names(&self) -> BTreeMap<NodeName, NameCount> {
+        let mut names: BTreeMap<NodeName, NameCount> = BTreeMap::new();
+        for member in self.nodes() {
+            names.entry(member.row.name.clone()).or_default().nodes += 1;
+        }
+        for name in self.devices.names() {
+            names.entry(name).or_default().devices += 1;
+        }
+        names
+    }
+
+    /// Other nodes and devices that have the same name as this one.
     pub(super) fn same_name_nodes(&self, id: PeerId) -> Vec<PeerId> {
-        let Some(member) = self.0.get(&id) else {
-            return Vec::new();
+        let name = match self.members.get(&id) {
+            Some(member) => member.row.name.clone(),
+            None => match self.devices.view(id, &Selector::all()) {
+                Some(view) => view.node,
+                None => return Vec::new(),
+            },
         };
-        let others = self.nodes().filter(|other| other.row.name == member.row.name);
-        others
-            .map(|other| other.row.key.id())
+        let nodes = self.nodes().filter(|other| other.row.name == name);
+        let nodes = nodes.map(|other| other.row.key.id());
+        nodes
+            .chain(self.devices.named(&name))
             .filter(|other| *other != id)
             .collect()
     }
@@ -455,7 +605,7 @@ impl NodeRegistry {
             last_heard_ms: member.last_heard_ms(now),
             ..member_view(&member.row)
         };
-        let mut views: Vec<MemberView> = self.0.values().map(view).collect();
+        let mut views: Vec<MemberView> = self.members.values().map(view).collect();
         views.sort_by(|a, b| (&a.node, a.id).cmp(&(&b.node, b.id)));
         views
     }
@@ -463,7 +613,7 @@ impl NodeRegistry {
     /// The member that a name, or the beginning of an id, means.
     pub(super) fn find(&self, text: &str) -> Result<MemberRow, String> {
         let rows: Vec<&MemberRow> = self
-            .0
+            .members
             .values()
             .map(|member| &member.row)
             .filter(|row| !row.revoked)
@@ -474,7 +624,7 @@ impl NodeRegistry {
     /// They were not written: they have to be.
     pub(super) fn mark_unsaved(&mut self, ids: &[PeerId]) {
         for id in ids {
-            if let Some(member) = self.0.get_mut(id) {
+            if let Some(member) = self.members.get_mut(id) {
                 member.unsaved = true;
             }
         }
@@ -482,7 +632,7 @@ impl NodeRegistry {
 
     /// What has to be written to the store.
     pub(super) fn take_unsaved(&mut self) -> Vec<MemberRow> {
-        let unsaved = self.0.values_mut().filter(|member| member.unsaved);
+        let unsaved = self.members.values_mut().filter(|member| member.unsaved);
         unsaved
             .map(|member| {
                 member.unsaved = false;
@@ -490,6 +640,15 @@ impl NodeRegistry {
             })
             .collect()
     }
+}
+
+fn list_names(what: &str, names: BTreeSet<NodeName>) -> Option<String> {
+    let shown: Vec<&str> = names.iter().take(NAMES_SHOWN_MAX).map(NodeName::as_str).collect();
+    let more = match names.len() - shown.len() {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    (!names.is_empty()).then(|| format!("{what} {}{more}", shown.join(", ")))
 }
 
 /// The only one of `all` that has this name, or an id that begins so.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use swarm_shared::proto::id::PeerId;
+use swarm_shared::proto::id::{NodeName, PeerId};
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::outcome::Outcome;
 use swarm_shared::proto::selector::Selector;
@@ -23,6 +23,8 @@ pub(in crate::fleet) struct RetryPlan {
     /// The nodes, as people read it.
     pub(in crate::fleet) shown: String,
     pub(in crate::fleet) note: Option<String>,
+    /// The names of the nodes by the terms of the request's selector.
+    pub(in crate::fleet) terms: BTreeMap<String, NodeName>,
 }
 
 /// Why nothing is repeated: for programs, and for people.
@@ -64,8 +66,11 @@ pub(in crate::fleet) async fn plan(
             format!("nothing of command {number} is to be repeated: {why}"),
         ));
     }
-    let terms: Vec<String> = nodes.keys().map(|id| format!("id:{}", id_prefix(*id))).collect();
-    let selector = Selector::parse(&terms.join(","))
+    let terms = nodes.iter();
+    let terms = terms.map(|(id, delivery)| (format!("id:{}", id_prefix(*id)), delivery.node.clone()));
+    let terms: BTreeMap<String, NodeName> = terms.collect();
+    let list: Vec<&str> = terms.keys().map(String::as_str).collect();
+    let selector = Selector::parse(&list.join(","))
         .map_err(|error| RetryError(Failure::Usage, format!("too many nodes at once: {error}")))?;
     let shown = fold(nodes.values().map(|delivery| &delivery.node));
     let request = retry_request(&command, selector, ttl_ms, timeout_ms)?;
@@ -77,6 +82,7 @@ pub(in crate::fleet) async fn plan(
         request: request.into(),
         shown,
         note,
+        terms,
     })
 }
 
@@ -182,8 +188,6 @@ fn retry_request(
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap as Map;
-
-    use swarm_shared::proto::id::NodeName;
 
     use super::*;
 

@@ -1,10 +1,13 @@
-//! Files to many nodes: each over the node's own connection for files, a few nodes at a time.
+//! Files to many nodes, each over the node's own connection for files, a few nodes at a time, and to bridged devices.
 //!
-//! For each file: the command that announces it, its chunks, its digest; then the node's reply, which is the outcome.
-//! A reply that comes early (no room, not allowed) ends the sending.
+//! For each file of a node: the command that announces it, its chunks, its digest; then the node's reply, which is the
+//! outcome. A reply that comes early (no room, not allowed) ends the sending. A bridged device gets each file whole, one
+//! after the other, and goes on getting them if the caller goes.
 
+use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -12,6 +15,7 @@ use serde_json::json;
 use swarm_shared::net::clock;
 use swarm_shared::net::peer::{ChunkBytes, CompletedRequest as End, PeerLink, ReplyTo, Request};
 use swarm_shared::net::roots::{Chunk, FileError, OutgoingFile as Source};
+use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::message::{Arguments, FileEnd};
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::selector::Selector;
@@ -23,8 +27,12 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::SharedContext;
-use super::query::{self, delivery_event};
-use super::registry::Target;
+use super::memory_budget::{RoomWait, SharedFile};
+use super::query;
+use super::registry::{Device, NodeDevice, Target};
+use super::reporter::Reporter;
+use super::transport::DeviceTransport as _;
+use super::transport::bridge::{self, BridgedTransport, DeviceOperation, DeviceReply};
 use crate::fleet::{CommandKind, Event, FileToSend, FilesToSend, NodeRef, files};
 use crate::store::deliveries::{Origin, Record, RecordTarget};
 
@@ -36,6 +44,8 @@ const READ_AHEAD_CHUNKS: usize = 4;
 pub(super) const TRANSFER_TIME_MAX: Duration = Duration::from_secs(24 * 3_600);
 /// How long it is tried to tell a node that a file will not be finished: as long as the node waits by itself.
 const ABORT_SEND_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a bridged device may take for a file: as long as it moves on.
+const DEVICE_REPLY_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 /// Bytes between two reports of progress.
 const PROGRESS_INTERVAL_BYTES: u64 = 1024 * 1024;
 
@@ -97,32 +107,133 @@ pub(super) async fn run(
     targets: Vec<Target>,
     what: FilesToSend,
     timeouts: TransferTimeouts,
-    events: mpsc::Sender<Event>,
+    reporter: Reporter,
 ) {
     let started = clock::now();
     let mut named = Vec::new();
     let mut jobs = JoinSet::new();
-    for target in targets {
-        let files = files_for_node(&what, &target.node);
-        named.extend(std::iter::repeat_n(target.node.clone(), files.len()));
-        jobs.spawn(send_node_files(
-            shared.clone(),
-            target,
-            files,
-            timeouts,
-            started,
-            events.clone(),
-        ));
+    // Files that several devices get are read once.
+    let mut shared_files: BTreeMap<PathBuf, Result<Arc<SharedFile>, Reply>> = BTreeMap::new();
+    for Target { node, device, .. } in targets {
+        let files = files_for_node(&what, &node);
+        named.extend(std::iter::repeat_n(node.clone(), files.len()));
+        let reporter = reporter.clone();
+        match device {
+            Device::Node(device) => drop(jobs.spawn(send_node_files(
+                shared.clone(),
+                (node, device),
+                files,
+                timeouts,
+                started,
+                reporter,
+            ))),
+            Device::Bridged(device) => {
+                let mut opened = Vec::new();
+                for file in files {
+                    opened.push(open_device_file(file, &shared, &mut shared_files).await);
+                }
+                let sending = send_device_files((node, device), opened, timeouts, reporter);
+                let sending = shared.tasks.spawn(sending);
+                jobs.spawn(async move { drop(sending.await) });
+            }
+        }
     }
     // The jobs wait for the first poll of their own, and their events are taken in any order.
-    if events.send(Event::Targets { targets: named }).await.is_err() {
+    if reporter.send(Event::Targets { targets: named }).await.is_err() {
         return;
     }
     tokio::select! {
-        () = events.closed() => {}
+        () = reporter.events().closed() => {}
         () = async { while jobs.join_next().await.is_some() {} } => {
-            let _caller_gone = events.send(Event::End).await;
+            reporter.send(Event::End).await.ok();
         }
+    }
+}
+
+/// A file for a bridged device.
+struct DeviceFile {
+    source: Arc<SharedFile>,
+    dest: String,
+}
+
+async fn open_device_file(
+    file: Result<FileToSend, String>,
+    shared: &SharedContext,
+    opened: &mut BTreeMap<PathBuf, Result<Arc<SharedFile>, Reply>>,
+) -> Result<DeviceFile, Reply> {
+    let FileToSend { source, dest } = file.map_err(Reply::failed)?;
+    let source = match opened.get(&source) {
+        Some(opened) => opened.clone(),
+        None => {
+            let file = SharedFile::open(source.clone(), shared.memory_budget.clone()).await;
+            opened.insert(source, file.clone());
+            file
+        }
+    }?;
+    Ok(DeviceFile { source, dest })
+}
+
+/// Sends a bridged device its files, one after the other.
+async fn send_device_files(
+    (node, device): (NodeRef, BridgedTransport),
+    files: Vec<Result<DeviceFile, Reply>>,
+    timeouts: TransferTimeouts,
+    reporter: Reporter,
+) {
+    let (mut issued, mut turn) = (reporter.started(), clock::now());
+    for (part, file) in (0..).zip(files) {
+        let reply = match file {
+            Ok(file) => send_device_file(&device, file, (issued, turn), timeouts, &reporter).await,
+            Err(reply) => reply,
+        };
+        if reply.state == Outcome::Done {
+            // The time that it took counts for the next one only if the device takes nothing.
+            issued = clock::now();
+            turn = issued;
+        }
+        // It goes on although the caller may be gone.
+        reporter.end(&node, part, reply).await.ok();
+    }
+}
+
+async fn send_device_file(
+    device: &BridgedTransport,
+    file: DeviceFile,
+    (issued, turn): (Instant, Instant),
+    timeouts: TransferTimeouts,
+    reporter: &Reporter,
+) -> Reply {
+    let withdrawn = || Reply::refused("withdrawn by an emergency stop: give it again after the release");
+    let (before, requested_at) = (clock::now(), reporter.started());
+    let wait = RoomWait {
+        since: turn,
+        timeout: timeouts.ttl,
+        caller: reporter.events(),
+    };
+    let bytes_max = device.properties().file_bytes_max.unwrap_or(u64::MAX);
+    let loaded = tokio::select! {
+        biased;
+        () = device.wait_stopped_since(requested_at) => return withdrawn(),
+        loaded = file.source.read(bytes_max, wait) => loaded,
+    };
+    let loaded = match loaded {
+        Ok(loaded) => loaded,
+        Err(reply) => return reply,
+    };
+    if device.was_stopped_since(requested_at) {
+        return withdrawn();
+    }
+    let operation = DeviceOperation::Push {
+        path: file.dest,
+        content: loaded.content.clone(),
+    };
+    let now = clock::now();
+    // The files of others that went before it do not use up its time.
+    let issued = issued + now.saturating_duration_since(before);
+    let start_by = issued + timeouts.ttl.min(timeouts.stall_timeout);
+    match device.try_send(operation, issued, start_by, now + DEVICE_REPLY_TIMEOUT) {
+        Ok(replied) => DeviceReply::without_file(replied.await),
+        Err(error) => bridge::not_taken(error),
     }
 }
 
@@ -142,38 +253,33 @@ fn files_for_node(what: &FilesToSend, node: &NodeRef) -> Vec<Result<FileToSend, 
 
 async fn send_node_files(
     shared: SharedContext,
-    target: Target,
+    (node, device): (NodeRef, NodeDevice),
     files: Vec<Result<FileToSend, String>>,
     timeouts: TransferTimeouts,
     started: Instant,
-    events: mpsc::Sender<Event>,
+    reporter: Reporter,
 ) {
     let begin_by = started + timeouts.ttl.min(timeouts.stall_timeout);
     // Not in turn: those that are away keep nobody waiting who is there.
-    let _each_file_asks_again = target.wait_online_until(begin_by).await;
+    let _each_file_asks_again = device.wait_online_until(begin_by).await;
     // The semaphore is never closed.
     let Ok(_turn) = shared.transfer_slots.clone().acquire_owned().await else {
         return;
     };
     let sizes = files.iter().flatten().map(|file| size_of(&file.source));
     let mut progress = Progress {
-        node: target.node.clone(),
+        node: node.clone(),
         bytes: 0,
         reported: 0,
         total: sizes.sum(),
-        events,
+        events: reporter.events().clone(),
     };
-    for file in files {
+    for (part, file) in (0..).zip(files) {
         let reply = match file {
-            Ok(file) => send_file(&shared, &target, &file, timeouts, started, &mut progress).await,
+            Ok(file) => send_file(&shared, (node.id, &device), &file, timeouts, started, &mut progress).await,
             Err(why) => Reply::failed(why),
         };
-        if progress
-            .events
-            .send(delivery_event(&target.node, reply, started))
-            .await
-            .is_err()
-        {
+        if reporter.end(&node, part, reply).await.is_err() {
             return;
         }
     }
@@ -240,7 +346,7 @@ fn read_chunks(mut source: Source, chunk_bytes: &ChunkBytes, to: &mpsc::Sender<R
 
 async fn send_file(
     shared: &SharedContext,
-    target: &Target,
+    (id, device): (PeerId, &NodeDevice),
     file: &FileToSend,
     timeouts: TransferTimeouts,
     started: Instant,
@@ -254,10 +360,10 @@ async fn send_file(
         Err(error) => return Reply::failed(error.to_string()),
     };
     let begin_by = started + timeouts.ttl.min(timeouts.stall_timeout);
-    if !target.wait_online_until(begin_by).await {
+    if !device.wait_online_until(begin_by).await {
         return Reply::ended(Outcome::NoAnswer, "offline: nothing was sent");
     }
-    let Ok(link) = shared.endpoint.open_bulk_session(target.node.id).await else {
+    let Ok(link) = shared.endpoint.open_bulk_session(id).await else {
         return Reply::failed("this station is shutting down");
     };
     match Transfer::announce(shared, link, &push_arguments(file, &source), timeouts).await {

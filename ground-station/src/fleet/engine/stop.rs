@@ -8,7 +8,7 @@
 //! What waits in the book for the targets is withdrawn with it: a stop may be given up before an absent node is back, and
 //! nothing that was asked before is to run there then.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -32,28 +32,36 @@ use swarm_shared::proto::stop::{
 use swarm_shared::proto::wire::encoded::EncodedFrame;
 use swarm_shared::proto::wire::{Frame, Kind, Lane};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
-use tokio_util::task::TaskTracker;
+use tokio::task::JoinSet;
 
 use super::delivery_task::DeliveryCommand;
-use super::registry::Target;
+use super::history_writer::HistoryEntry;
+use super::registry::{NodeDevice, Target};
+use super::transport::{DeviceTransport as _, TransportError};
+use super::transport::bridge::{self, BridgedTransport, DeviceOperation, DeviceReply};
 use super::unconfirmed_stops::UnconfirmedStops;
 use super::{SharedContext, history_writer, query};
 use crate::duration::to_ms;
-use crate::fleet::{CommandKind, Delivery, Event, Failure, stop_broadcast};
+use crate::fleet::{CommandKind, Delivery, Event, Failure, NodeRef, stop_broadcast};
 use crate::store::deliveries::{Record, RecordTarget};
-use crate::store::{DeliveryEnd, Origin, Store};
+use crate::store::{DeliveryEnd, Origin};
 
 /// News that wait for one stop; one that falls behind asks again every second anyway.
 const STOP_EVENTS_MAX: usize = 4_096;
 /// How long a stop over a link may wait for its socket: it is sent again every second.
 const LINK_SEND_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often a bridged device is told again to stop while the caller waits: it cannot confirm.
+const DEVICE_STOP_INTERVAL: Duration = Duration::from_secs(1);
+/// How long after the time-out the gateway of a bridged device may take to say why it has not told the device.
+const GATEWAY_GRACE: Duration = Duration::from_millis(500);
+/// How long the stop of a bridged device may wait to be sent if the request has no time-out.
+const UNLIMITED: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What stops share.
 #[derive(Debug)]
 pub(super) struct StopCoordinator {
     /// The highest number given so far.
     last_number: AtomicU64,
-    store: Store,
     events: broadcast::Sender<StopEvent>,
     /// The newest report of each node that is stopped, and linked since.
     reports: Mutex<BTreeMap<PeerId, StopStatus>>,
@@ -62,8 +70,6 @@ pub(super) struct StopCoordinator {
     early_withdrawal: Mutex<Option<oneshot::Receiver<usize>>>,
     /// Who has not said that it is stopped.
     pub(super) unconfirmed: UnconfirmedStops,
-    /// What is written down later, and waited for at shutdown.
-    tasks: TaskTracker,
 }
 
 #[derive(Clone, Debug)]
@@ -77,19 +83,15 @@ impl StopCoordinator {
     pub(super) fn new(
         last_number: u64,
         unconfirmed: UnconfirmedStops,
-        store: Store,
         datagrams: Option<(watch::Receiver<Interfaces>, u16)>,
-        tasks: TaskTracker,
     ) -> Self {
         Self {
             last_number: AtomicU64::new(last_number),
-            store,
             events: broadcast::Sender::new(STOP_EVENTS_MAX),
             reports: Mutex::default(),
             datagrams,
             early_withdrawal: Mutex::default(),
             unconfirmed,
-            tasks,
         }
     }
 
@@ -212,30 +214,99 @@ fn withdrawn_note(count: usize) -> Option<Event> {
     Some(Event::note(text))
 }
 
+/// The stops of bridged devices, which have been sent to their gateways.
+#[derive(Debug)]
+pub(super) struct DeviceStops {
+    devices: Vec<StoppedDevice>,
+    /// How many of their deliveries are withdrawn.
+    withdrawn: oneshot::Receiver<usize>,
+}
+
+#[derive(Debug)]
+struct StoppedDevice {
+    node: NodeRef,
+    transport: BridgedTransport,
+    sent: Result<oneshot::Receiver<DeviceReply>, TransportError>,
+}
+
+/// Sends a stop to the gateways of these devices, and withdraws what waits for them. Never blocks.
+pub(super) fn stop_devices(
+    shared: &SharedContext,
+    devices: Vec<(NodeRef, BridgedTransport)>,
+    timeout: Option<Duration>,
+) -> DeviceStops {
+    let now = clock::now();
+    let until = now + timeout.unwrap_or(UNLIMITED);
+    let ids = devices.iter().map(|(node, _)| node.id).collect();
+    let withdrawn = shared.deliveries.withdraw(ids, withdrawal_reason(None));
+    let devices = devices.into_iter().map(|(node, transport)| StoppedDevice {
+        sent: transport.try_send(DeviceOperation::Stop, now, until, until),
+        node,
+        transport,
+    });
+    DeviceStops {
+        devices: devices.collect(),
+        withdrawn,
+    }
+}
+
+impl StoppedDevice {
+    /// Reports how the stop ended, and then sends it again and again: until it is dropped.
+    async fn run(self, ends: mpsc::Sender<(NodeRef, Reply)>) {
+        let mut reply = match self.sent {
+            Ok(replied) => DeviceReply::without_file(replied.await),
+            Err(error) => bridge::not_taken(error),
+        };
+        let is_sent = reply.state == Outcome::Done;
+        if is_sent && !self.transport.properties().confirms_stop {
+            reply = Reply::ended(Outcome::Unknown, "sent; this drone cannot confirm a stop");
+        }
+        ends.send((self.node, reply)).await.ok();
+        drop(ends);
+        if !is_sent {
+            return;
+        }
+        loop {
+            tokio::time::sleep(DEVICE_STOP_INTERVAL).await;
+            let now = clock::now();
+            let until = now + DEVICE_STOP_INTERVAL;
+            if let Ok(replied) = self.transport.try_send(DeviceOperation::Stop, now, until, until) {
+                replied.await.ok();
+            }
+        }
+    }
+}
+
+/// How the stop of a device ends of whose gateway nothing was heard.
+const DEVICE_NOT_TOLD: &str = "not told yet: it is told when it is back";
+
 struct StopRun {
     shared: SharedContext,
-    targets: BTreeMap<PeerId, (usize, Target)>,
+    targets: BTreeMap<PeerId, (usize, NodeRef, NodeDevice)>,
     selectors: Vec<Selector>,
     orders: Vec<Bytes>,
     sender: StopSender,
     broadcaster: Broadcaster,
     started: Instant,
     acknowledged: BTreeMap<PeerId, f64>,
-    /// The history, once the first orders are out.
-    history: Option<mpsc::Sender<DeliveryEnd>>,
+    /// Bridged devices whose stop has not ended.
+    open_devices: BTreeMap<PeerId, NodeRef>,
+    /// The entry in the history, once the first orders are out.
+    history: Option<HistoryEntry>,
 }
 
 /// What is asked of [`run`].
 #[derive(Debug)]
 pub(super) struct StopRequest {
     pub(super) selector: Selector,
-    /// What to say if it means nobody who is known.
+    /// Error text if nothing matches.
     pub(super) no_match_text: String,
-    /// What to say first.
-    pub(super) note: Option<String>,
+    /// Notes for the caller.
+    pub(super) notes: Vec<String>,
     pub(super) timeout: Option<Duration>,
-    /// See [`crate::fleet::Request::Stop`].
-    pub(super) also_bridged: bool,
+    /// Whether the stop is latched for bridged devices that register later.
+    pub(super) latched: bool,
+    pub(super) devices: DeviceStops,
     pub(super) origin: Origin,
 }
 
@@ -243,12 +314,12 @@ pub(super) struct StopRequest {
 pub(super) fn history_record(
     kind: CommandKind,
     selector: &Selector,
-    targets: &[Target],
+    targets: &[NodeRef],
     life_ms: u64,
     origin: Origin,
 ) -> Record {
-    let deliveries = targets.iter().map(|target| RecordTarget {
-        node: target.node.clone(),
+    let deliveries = targets.iter().map(|node| RecordTarget {
+        node: node.clone(),
         part: 0,
         about: None,
     });
@@ -263,10 +334,11 @@ pub(super) fn history_record(
     }
 }
 
-/// Stops the targets, and whoever else the selector means and a datagram reaches.
+/// Stops the nodes, also those that match the selector and only a datagram reaches, and reports how the stops of the
+/// devices end.
 pub(super) async fn run(
     shared: SharedContext,
-    targets: Vec<Target>,
+    nodes: Vec<(NodeRef, NodeDevice)>,
     request: StopRequest,
     events: mpsc::Sender<Event>,
 ) {
@@ -274,56 +346,77 @@ pub(super) async fn run(
     let StopRequest {
         selector,
         no_match_text,
-        note,
+        notes,
         timeout,
-        also_bridged,
+        latched,
+        devices: DeviceStops {
+            devices,
+            withdrawn: devices_withdrawn,
+        },
         origin,
     } = request;
     // Before anything is sent, so that no answer is missed.
     let mut stop_events = shared.stops.events.subscribe();
-    let ids: Vec<PeerId> = targets.iter().map(|target| target.node.id).collect();
-    let refuse = |message: String| Event::failed(Failure::Failed, message);
-    let selectors = match split_selector(&selector, &ids) {
-        Ok(selectors) => selectors,
-        Err(error) => return drop(events.send(refuse(error.to_string())).await),
+    let ids: Vec<PeerId> = nodes.iter().map(|(node, _)| node.id).collect();
+    let latched_note = if latched {
+        "; a drone that comes and is meant is stopped"
+    } else {
+        ""
     };
     let user = origin.user.clone();
     let life_ms = timeout.map_or(0, to_ms);
+    let named = nodes.iter().map(|(node, _)| node);
+    let targets: Vec<NodeRef> = named
+        .chain(devices.iter().map(|device| &device.node))
+        .cloned()
+        .collect();
     let record = history_record(CommandKind::Stop, &selector, &targets, life_ms, origin);
-    let several = selectors.len() > 1;
-    let targets_event = Event::Targets {
-        targets: targets.iter().map(|target| target.node.clone()).collect(),
-    };
+    let selectors = split_selector(&selector, &ids).map_err(|error| error.to_string());
+    let several = selectors.as_ref().is_ok_and(|selectors| selectors.len() > 1);
     let place = |at: usize| if several { at / IDS_PER_SELECTOR } else { 0 };
+    let (no_nodes, no_targets) = (nodes.is_empty(), targets.is_empty());
     let mut stop_run = StopRun {
         sender: StopSender::new(0, ids, started),
-        targets: targets
+        targets: nodes
             .into_iter()
             .enumerate()
-            .map(|(at, target)| (target.node.id, (place(at), target)))
+            .map(|(at, (node, device))| (node.id, (place(at), node, device)))
             .collect(),
         shared,
-        selectors,
+        selectors: Vec::new(),
         orders: Vec::new(),
         broadcaster: Broadcaster::default(),
         started,
         acknowledged: BTreeMap::new(),
+        open_devices: devices
+            .iter()
+            .map(|device| (device.node.id, device.node.clone()))
+            .collect(),
         history: None,
     };
-    let no_targets = stop_run.targets.is_empty();
-    if let Err(error) = stop_run.issue_orders() {
-        if !(also_bridged && no_targets) {
-            let store = &stop_run.shared.stops.store;
-            history_writer::write_audit_entry(store, &user, "stop", selector.as_str(), &error).await;
-        }
-        return drop(events.send(refuse(error)).await);
+    let issued = selectors.and_then(|selectors| {
+        stop_run.selectors = selectors;
+        stop_run.issue_orders()
+    });
+    // A station without a fleet can stop bridged devices.
+    let only_devices = no_nodes && !no_targets;
+    if let Err(error) = issued
+        && !only_devices
+    {
+        // Devices have been sent the stop all the same; they are told again when they are back.
+        stop_run.shared.deliveries.send(DeliveryCommand::ApplyWithdrawals).await;
+        let store = &stop_run.shared.store;
+        history_writer::write_audit_entry(store, &user, "stop", selector.as_str(), &error).await;
+        let failed = Event::failed(Failure::Failed, format!("{error}{latched_note}"));
+        return drop(events.send(failed).await);
     }
     // Before what waits is withdrawn: what is asked for later than that finds it here, however long the datagrams take.
     let stops = &stop_run.shared.stops;
     stops
         .unconfirmed
         .insert(stop_run.targets.keys().copied(), stops.last_number());
-    let mut withdrawn = pin!(stop_run.withdraw());
+    let withdrawn = stop_run.withdraw();
+    let mut withdrawn = pin!(async { withdrawn.await + devices_withdrawn.await.unwrap_or(0) });
     stop_run.send_due().await;
     stop_run
         .shared
@@ -331,22 +424,34 @@ pub(super) async fn run(
         .send(DeliveryCommand::ApplyWithdrawals)
         .await;
     stop_run.persist_number();
-    // Whoever does not read what is told does not hold up what is sent.
+    // A caller that does not read its events does not hold up what is sent.
     let mut unsent_events = VecDeque::new();
-    if no_targets && also_bridged {
-        tracing::debug!("no node is meant by a stop of others");
-    } else if no_targets {
+    if no_targets {
         stop_run.audit_unmatched(user, selector.as_str());
     } else {
         stop_run.record_history(record);
-        unsent_events.extend(note.map(Event::note));
-        unsent_events.push_back(targets_event);
+        unsent_events.extend(notes.into_iter().map(Event::note));
+        unsent_events.push_back(Event::Targets { targets });
+    }
+    let (device_ends, mut device_ended) = mpsc::channel(devices.len().max(1));
+    // Dropped with the request: then devices are not told again.
+    let mut device_stops = JoinSet::new();
+    for device in devices {
+        device_stops.spawn(device.run(device_ends.clone()));
     }
     let deadline = timeout.map(|timeout| started + timeout);
     let mut withdrawals_counted = false;
-    while !(withdrawals_counted && stop_run.sender.is_finished() && stop_run.sender.poll_timeout().is_none())
+    while !(withdrawals_counted
+        && stop_run.sender.is_finished()
+        && stop_run.sender.poll_timeout().is_none()
+        && stop_run.open_devices.is_empty())
     {
         let next = stop_run.sender.poll_timeout();
+        let grace = if stop_run.open_devices.is_empty() {
+            Duration::ZERO
+        } else {
+            GATEWAY_GRACE
+        };
         let told = tokio::select! {
             biased;
             () = events.closed() => return,
@@ -361,21 +466,26 @@ pub(super) async fn run(
                 Err(broadcast::error::RecvError::Lagged(_)) => None,
                 Err(broadcast::error::RecvError::Closed) => break,
             },
+            Some((node, reply)) = device_ended.recv() => {
+                stop_run.open_devices.remove(&node.id);
+                Some(stop_run.end_delivery(node, reply))
+            }
             count = &mut withdrawn, if !withdrawals_counted => {
                 withdrawals_counted = true;
                 withdrawn_note(count)
             }
             () = clock::sleep_until(next.unwrap_or(started)), if next.is_some() => None,
-            () = clock::sleep_until(deadline.unwrap_or(started)), if deadline.is_some() => break,
+            () = clock::sleep_until(deadline.unwrap_or(started) + grace), if deadline.is_some() => break,
         };
         unsent_events.extend(told);
         stop_run.send_due().await;
     }
     if no_targets {
-        let message = format!("{no_match_text}; the stop went out by datagram all the same");
+        let message = format!("{no_match_text}; the stop went out by datagram all the same{latched_note}");
         return drop(events.send(Event::failed(Failure::NoMatch, message)).await);
     }
-    for event in unsent_events.into_iter().chain(stop_run.end_unfinished()) {
+    let unfinished = stop_run.end_unfinished();
+    for event in unsent_events.into_iter().chain(unfinished) {
         if events.send(event).await.is_err() {
             return;
         }
@@ -412,9 +522,8 @@ impl StopRun {
     }
 
     fn persist_number(&self) {
-        let stops = &self.shared.stops;
-        let (store, number) = (stops.store.clone(), stops.last_number());
-        stops.tasks.spawn(async move {
+        let (store, number) = (self.shared.store.clone(), self.shared.stops.last_number());
+        self.shared.tasks.spawn(async move {
             if let Err(error) = store.save_stop_number(number).await {
                 tracing::error!(%error, "the number of the stop is not stored");
             }
@@ -422,18 +531,24 @@ impl StopRun {
     }
 
     fn record_history(&mut self, record: Record) {
-        let stops = &self.shared.stops;
-        let given_up = "NO ANSWER when whoever asked gave up; the stop has gone out to it";
-        let given_up = Reply::ended(Outcome::NoAnswer, given_up);
-        let history =
-            history_writer::record_in_background(&stops.tasks, stops.store.clone(), record, given_up);
+        let devices: BTreeSet<PeerId> = self.open_devices.keys().copied().collect();
+        let abandoned = move |id: &PeerId| {
+            let error = if devices.contains(id) {
+                DEVICE_NOT_TOLD
+            } else {
+                "NO ANSWER when whoever asked gave up; the stop has gone out to it"
+            };
+            Reply::ended(Outcome::NoAnswer, error)
+        };
+        let shared = &self.shared;
+        let history = HistoryEntry::open(&shared.tasks, shared.store.clone(), record, abandoned, None);
         self.history = Some(history);
     }
 
     /// A stop by datagram only, of nodes that this station does not know, has no deliveries.
     fn audit_unmatched(&self, user: String, selector: &str) {
-        let (store, selector) = (self.shared.stops.store.clone(), selector.to_owned());
-        self.shared.stops.tasks.spawn(async move {
+        let (store, selector) = (self.shared.store.clone(), selector.to_owned());
+        self.shared.tasks.spawn(async move {
             history_writer::write_audit_entry(
                 &store,
                 &user,
@@ -461,9 +576,9 @@ impl StopRun {
             let present = interfaces.borrow().clone();
             for (place, order) in self.orders.iter().enumerate() {
                 let meant = to.iter().filter_map(|id| self.targets.get(id));
-                let meant = meant.filter(|(of, _)| *of == place);
+                let meant = meant.filter(|(of, ..)| *of == place);
                 let also: Vec<SocketAddr> = meant
-                    .filter_map(|(_, target)| Some(SocketAddr::new(target.address?.ip(), *port)))
+                    .filter_map(|(.., target)| Some(SocketAddr::new(target.address?.ip(), *port)))
                     .collect();
                 self.broadcaster.broadcast(&present, *port, order, &also).await;
             }
@@ -471,7 +586,7 @@ impl StopRun {
     }
 
     fn send_to(&self, id: &PeerId) {
-        if let Some((place, target)) = self.targets.get(id)
+        if let Some((place, _, target)) = self.targets.get(id)
             && *target.online.borrow()
             && let Some(order) = self.orders.get(*place)
         {
@@ -490,7 +605,7 @@ impl StopRun {
             StopEvent::Report(id, report) => (id, report),
         };
         let given = self.shared.stops.last_number();
-        let node = self.targets.get(&id)?.1.node.clone();
+        let node = self.targets.get(&id)?.1.clone();
         match self.sender.on_report(&id, &report, given, clock::now()) {
             ReportResult::Unchanged => None,
             ReportResult::Stopped => {
@@ -501,7 +616,7 @@ impl StopRun {
             }
             ReportResult::Ended(reply) => {
                 self.shared.stops.unconfirmed.clear(id);
-                Some(self.end_delivery(id, reply))
+                Some(self.end_delivery(node, reply))
             }
             ReportResult::RaiseNumber(seen) => {
                 self.shared.stops.last_number.fetch_max(seen, Ordering::SeqCst);
@@ -518,7 +633,8 @@ impl StopRun {
         }
     }
 
-    fn end_delivery(&self, id: PeerId, mut reply: Reply) -> Event {
+    fn end_delivery(&self, node: NodeRef, mut reply: Reply) -> Event {
+        let id = node.id;
         let ms = query::elapsed_ms(self.started);
         let acknowledged = self.acknowledged.get(&id).copied().unwrap_or(ms);
         if let Some(Value::Object(fields)) = &mut reply.value {
@@ -530,30 +646,29 @@ impl StopRun {
                 part: 0,
                 reply: reply.clone(),
             };
-            // There is room for every target's, and each ends once.
-            // Else the station shuts down, or the stop itself is not in the history, which the log says.
-            let _kept = history.try_send(end);
+            history.add_end(end);
         }
-        let node = self.targets[&id].1.node.clone();
         Event::Delivery(Delivery::new(node, reply, ms))
     }
 
     /// Those who have not said all when time is up.
     fn end_unfinished(&self) -> Vec<Event> {
-        let no_answer = |error: &str| Reply::ended(Outcome::NoAnswer, error);
-        let missing = self.sender.unanswered().map(|id| {
-            self.end_delivery(
-                id,
-                no_answer("NO ANSWER: it is not known to be stopped; the stop has gone out to it"),
+        let end = |node: &NodeRef, error: &str| {
+            self.end_delivery(node.clone(), Reply::ended(Outcome::NoAnswer, error))
+        };
+        let node = |id: PeerId| self.targets.get(&id).map(|(_, node, _)| node);
+        let missing = self.sender.unanswered().filter_map(&node);
+        let missing = missing.map(|node| {
+            end(
+                node,
+                "NO ANSWER: it is not known to be stopped; the stop has gone out to it",
             )
         });
-        let at_work = self.sender.running().map(|id| {
-            self.end_delivery(
-                id,
-                no_answer("stopped; its own command, or its journal, is still at work"),
-            )
-        });
-        missing.chain(at_work).collect()
+        let at_work = self.sender.running().filter_map(&node);
+        let at_work = at_work.map(|node| end(node, "stopped; its own command, or its journal, is still at work"));
+        let devices = self.open_devices.values();
+        let devices = devices.map(|node| end(node, DEVICE_NOT_TOLD));
+        missing.chain(at_work).chain(devices).collect()
     }
 }
 

@@ -21,7 +21,7 @@ use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::registry::Target;
+use super::registry::{Device, NodeDevice, Target};
 use super::{SharedContext, query};
 use crate::fleet::{ActRequest, CommandKind, Delivery, EVENTS_MAX, Event, Failure, NodeRef, Request};
 use crate::store::deliveries::truncate_reply;
@@ -39,7 +39,7 @@ const TELEMETRY_TIMEOUT: Duration = Duration::from_secs(5);
 const TELEMETRY_BYTES_MAX: usize = 64 * 1024;
 
 /// Readings by name.
-type Readings = Map<String, Value>;
+pub(super) type Readings = Map<String, Value>;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -160,8 +160,11 @@ impl Subscribers {
         }
         let ids: BTreeSet<PeerId> = targets.iter().map(|target| target.node.id).collect();
         self.last_readings.retain(|id, _| ids.contains(id));
-        for Target { node, link, .. } in targets.into_iter().filter(|target| *target.online.borrow()) {
-            if !self.queried.insert(node.id) {
+        for Target { node, device, .. } in targets {
+            let Device::Node(NodeDevice { link, online, .. }) = device else {
+                continue;
+            };
+            if !*online.borrow() || !self.queried.insert(node.id) {
                 continue;
             }
             let (shared, readings) = (shared.clone(), readings.clone());
@@ -175,10 +178,16 @@ impl Subscribers {
     }
 
     /// A node has answered, or will not.
-    pub(super) fn on_readings(&mut self, reading: TelemetryReply) {
-        let TelemetryReply { node, values } = reading;
+    pub(super) fn on_reply(&mut self, reply: TelemetryReply) {
+        let TelemetryReply { node, values } = reply;
         self.queried.remove(&node.id);
-        let Some(values) = values else { return };
+        if let Some(values) = values {
+            self.on_readings(&node, values);
+        }
+    }
+
+    /// Tells what is new in the readings of a node or bridged device.
+    pub(super) fn on_readings(&mut self, node: &NodeRef, values: Readings) {
         let (_, before) = self
             .last_readings
             .entry(node.id)

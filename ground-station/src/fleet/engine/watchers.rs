@@ -1,4 +1,5 @@
-//! Whoever watches nodes: told of each change, and of what was missed as soon as there is room.
+//! Subscribers to the state of nodes and bridged devices: each is sent every change, and what found no room as soon as there
+//! is some.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,4 @@
-//! One drone's task: it has the drone's seat among the guests, its conversation, and its connection if there is one.
+//! One drone's task: it has the drone's device among the devices, its conversation, and its connection if there is one.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,7 +15,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::connection::{Connection, STALL_TIMEOUT, write_some};
 use super::policy::{self, CommandPolicy, CommandTimes, RELEASED_TEXT, ReplyKind};
-use crate::fleet::guests::{Answer, Order, Presence, Seat, Work};
+use crate::fleet::engine::transport::bridge::{
+    DeviceCommand, DeviceGuard, DeviceOperation, DevicePresence, DeviceReply,
+};
 use crate::gateways::GatewayContext;
 
 /// How long an older connection has for a sign of life when a newer one has the same id.
@@ -28,9 +30,9 @@ const STOP_WRITE_BYTES_MAX: usize = 256 * 1024;
 const ARRIVAL_STOP_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long a drone is away until it is forgotten, unless something waits for it.
 const AWAY_MAX: Duration = Duration::from_secs(24 * 60 * 60);
-/// How a drone_task ends whose seat was given away.
+/// How a drone_task ends whose device was given away.
 const SEAT_LOST: &str = "another drone needed its place at this station";
-/// How often it is looked whether somebody has given up waiting, or its seat was given away.
+/// How often it is looked whether somebody has given up waiting, or its device was given away.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A connection that says that it is this drone.
@@ -79,7 +81,7 @@ fn is_expired(away: Option<Instant>, kept: bool, now: Instant) -> bool {
 /// See the module.
 pub(super) struct DroneTask {
     drone: Drone,
-    seat: Seat,
+    device: DeviceGuard,
     policy: CommandPolicy,
     /// How many drones with its id are connected, and its own part of that.
     duplicates: DuplicateIds,
@@ -91,7 +93,7 @@ pub(super) struct DroneTask {
     shutdown: CancellationToken,
     connection: Option<Box<Connection>>,
     pending_takeover: Option<PendingTakeover>,
-    pending_replies: BTreeMap<u64, (ReplyKind, oneshot::Sender<Answer>)>,
+    pending_replies: BTreeMap<u64, (ReplyKind, oneshot::Sender<DeviceReply>)>,
     last_ticket: u64,
     /// A stop that nobody at this station waits for: it was given before the drone came.
     arrival_stop: Option<u64>,
@@ -99,13 +101,13 @@ pub(super) struct DroneTask {
     stop_ended: bool,
     /// Whether a stop was in force when it was last looked.
     stop_in_force: bool,
-    last_presence: Presence,
+    last_presence: DevicePresence,
 }
 
 /// What has happened.
 enum Input {
     Shutdown,
-    Order(Option<Order>),
+    Command(Option<DeviceCommand>),
     Arrival(Option<Arrival>),
     MayRead,
     Wrote(std::io::Result<()>),
@@ -116,7 +118,7 @@ enum Input {
 impl DroneTask {
     pub(super) fn new(
         drone: Drone,
-        seat: Seat,
+        device: DeviceGuard,
         policy: CommandPolicy,
         duplicates: DuplicateIds,
         arrivals: mpsc::Receiver<Arrival>,
@@ -124,7 +126,7 @@ impl DroneTask {
     ) -> Self {
         Self {
             drone,
-            seat,
+            device,
             policy,
             duplicates,
             duplicate_guard: None,
@@ -139,7 +141,7 @@ impl DroneTask {
             arrival_stop: None,
             stop_ended: false,
             stop_in_force: false,
-            last_presence: Presence::default(),
+            last_presence: DevicePresence::default(),
         }
     }
 
@@ -154,7 +156,7 @@ impl DroneTask {
             self.resolve_takeover(now);
             self.queue_next_frame(now);
             self.publish_presence(now);
-            if self.seat.is_lost() {
+            if self.device.is_lost() {
                 // Nobody who gives orders finds it any more, though it may have come back just then: it comes again.
                 self.disconnect(SEAT_LOST);
                 break SEAT_LOST;
@@ -166,10 +168,10 @@ impl DroneTask {
                 break "it has been away for a day";
             }
             match self.next_input().await {
-                Input::Order(Some(order)) => self.on_order(order),
+                Input::Command(Some(command)) => self.on_command(command),
                 Input::Arrival(Some(arrival)) => self.on_arrival(arrival),
                 Input::Shutdown | Input::Arrival(None) => break "this station stopped before it was done",
-                Input::Order(None) => break SEAT_LOST,
+                Input::Command(None) => break SEAT_LOST,
                 Input::MayRead => {
                     if let Some(connection) = &mut self.connection {
                         connection.may_read = true;
@@ -194,11 +196,11 @@ impl DroneTask {
         self.drone.close(why);
         self.handle_drone_events();
         // What was on its way.
-        for queue in [&mut self.seat.stops, &mut self.seat.orders] {
+        for queue in [&mut self.device.stops, &mut self.device.commands] {
             queue.close();
-            while let Ok(order) = queue.try_recv() {
+            while let Ok(command) = queue.try_recv() {
                 let untold = Reply::ended(Outcome::NoAnswer, why);
-                let _nobody_waits = order.reply.send(Answer::Reply(untold));
+                let _nobody_waits = command.reply.send(DeviceReply::Reply(untold));
             }
         }
     }
@@ -215,9 +217,9 @@ impl DroneTask {
             return tokio::select! {
                 biased;
                 () = self.shutdown.cancelled() => Input::Shutdown,
-                Some(stop) = self.seat.stops.recv() => Input::Order(Some(stop)),
+                Some(stop) = self.device.stops.recv() => Input::Command(Some(stop)),
                 arrival = self.arrivals.recv() => Input::Arrival(arrival),
-                order = self.seat.orders.recv() => Input::Order(order),
+                command = self.device.commands.recv() => Input::Command(command),
                 () = clock::sleep_until(due) => Input::Timeout,
             };
         };
@@ -241,12 +243,12 @@ impl DroneTask {
         tokio::select! {
             biased;
             () = self.shutdown.cancelled() => Input::Shutdown,
-            Some(stop) = self.seat.stops.recv() => Input::Order(Some(stop)),
+            Some(stop) = self.device.stops.recv() => Input::Command(Some(stop)),
             wrote = write_some(to, head, content), if writes => Input::Wrote(wrote),
             arrival = self.arrivals.recv(), if rival.is_none() => Input::Arrival(arrival),
             () = permit.throttle(), if !turn => Input::MayRead,
             read = from.read_buf(inbox), if turn => Input::Read(read),
-            order = self.seat.orders.recv() => Input::Order(order),
+            command = self.device.commands.recv() => Input::Command(command),
             () = clock::sleep_until(due) => Input::Timeout,
         }
     }
@@ -333,36 +335,36 @@ impl DroneTask {
         }
     }
 
-    fn on_order(&mut self, order: Order) {
-        let Order {
-            work,
+    fn on_command(&mut self, command: DeviceCommand) {
+        let DeviceCommand {
+            operation,
             issued,
-            begin,
-            answer,
+            start_by,
+            respond_by,
             reply,
-        } = order;
+        } = command;
         self.check_released();
-        if let Err(ended) = self.check_stop_state(&work) {
-            return drop(reply.send(Answer::Reply(ended)));
+        if let Err(ended) = self.check_stop_state(&operation) {
+            return drop(reply.send(DeviceReply::Reply(ended)));
         }
-        match work {
-            Work::Release if self.stop_ended => {
+        match operation {
+            DeviceOperation::Release if self.stop_ended => {
                 self.stop_ended = false;
-                return drop(reply.send(Answer::Reply(Reply::done(RELEASED_TEXT.into()))));
+                return drop(reply.send(DeviceReply::Reply(Reply::done(RELEASED_TEXT.into()))));
             }
-            Work::Stop => self.stop_ended = false,
-            Work::Release | Work::Command { .. } | Work::Push { .. } | Work::Fetch { .. } => {}
+            DeviceOperation::Stop => self.stop_ended = false,
+            DeviceOperation::Release | DeviceOperation::Command { .. } | DeviceOperation::Push { .. } | DeviceOperation::Fetch { .. } => {}
         }
         let ticket = self.next_ticket();
         let times = CommandTimes {
             issued,
             until: Deadlines {
-                start_by: begin,
-                respond_by: answer,
+                start_by,
+                respond_by,
             },
             now: clock::now(),
         };
-        match self.policy.send(&mut self.drone, ticket, work, times) {
+        match self.policy.send(&mut self.drone, ticket, operation, times) {
             Ok(sense) => {
                 self.pending_replies.insert(ticket, (sense, reply));
                 let left = self
@@ -373,7 +375,7 @@ impl DroneTask {
                     self.disconnect("a stop does not wait for the file that is being sent");
                 }
             }
-            Err(ended) => drop(reply.send(Answer::Reply(ended))),
+            Err(ended) => drop(reply.send(DeviceReply::Reply(ended))),
         }
     }
 
@@ -383,30 +385,30 @@ impl DroneTask {
     }
 
     /// Stops and releases may come in another order than they were given; the station knows what is in force.
-    fn check_stop_state(&mut self, work: &Work) -> Result<(), Reply> {
-        let stopped = self.seat.stopped().is_some();
-        match work {
-            Work::Stop if !stopped => Err(Reply::refused(
+    fn check_stop_state(&mut self, operation: &DeviceOperation) -> Result<(), Reply> {
+        let stopped = self.device.stopped().is_some();
+        match operation {
+            DeviceOperation::Stop if !stopped => Err(Reply::refused(
                 "released meanwhile: it was not told to stop again",
             )),
-            Work::Release if stopped => Err(Reply::refused(
+            DeviceOperation::Release if stopped => Err(Reply::refused(
                 "it was stopped again meanwhile; release it once more",
             )),
-            Work::Release => {
+            DeviceOperation::Release => {
                 self.withdraw_stops();
                 Ok(())
             }
             // Also where there was no word to stop it with.
-            Work::Command { .. } | Work::Push { .. } if stopped && self.policy.has_side_effects(work) => {
+            DeviceOperation::Command { .. } | DeviceOperation::Push { .. } if stopped && self.policy.has_side_effects(operation) => {
                 Err(Reply::refused("an emergency stop is in force: release it first"))
             }
-            Work::Stop | Work::Command { .. } | Work::Push { .. } | Work::Fetch { .. } => Ok(()),
+            DeviceOperation::Stop | DeviceOperation::Command { .. } | DeviceOperation::Push { .. } | DeviceOperation::Fetch { .. } => Ok(()),
         }
     }
 
     /// Whoever released it may not have known that it is here, or may have gone before he could tell.
     fn check_released(&mut self) {
-        let stands = self.seat.stopped().is_some();
+        let stands = self.device.stopped().is_some();
         if !stands && (self.stop_in_force || self.drone.is_stopped()) {
             self.withdraw_stops();
             self.drone.release();
@@ -426,14 +428,14 @@ impl DroneTask {
             self.drone.cancel(ticket);
             if let Some((_, reply)) = self.pending_replies.remove(&ticket) {
                 let why = "released before it could be told to stop";
-                let _nobody_waits = reply.send(Answer::Reply(Reply::refused(why)));
+                let _nobody_waits = reply.send(DeviceReply::Reply(Reply::refused(why)));
             }
         }
     }
 
     /// A stop that is in force holds for a drone that comes, whether this station knew it before or not.
     fn send_stop_on_arrival(&mut self, now: Instant) {
-        let Some(selector) = self.seat.stopped().filter(|_| !self.drone.is_stopped()) else {
+        let Some(selector) = self.device.stopped().filter(|_| !self.drone.is_stopped()) else {
             return;
         };
         let ticket = self.next_ticket();
@@ -446,7 +448,7 @@ impl DroneTask {
             },
             now,
         };
-        let given = self.policy.send(&mut self.drone, ticket, Work::Stop, times);
+        let given = self.policy.send(&mut self.drone, ticket, DeviceOperation::Stop, times);
         let id = self.drone.id();
         match given {
             Ok(_sense) => {
@@ -531,7 +533,7 @@ impl DroneTask {
     fn publish_presence(&mut self, now: Instant) {
         let heard = self.drone.last_heard();
         let address = self.connection.as_ref().map(|connection| connection.permit.addr);
-        let presence = Presence {
+        let presence = DevicePresence {
             online: heard.is_some(),
             silent: heard.is_some_and(|heard| now >= heard + SILENT_AFTER),
             heard: heard.or(self.last_presence.heard),
@@ -541,7 +543,7 @@ impl DroneTask {
         };
         if presence != self.last_presence {
             self.last_presence = presence.clone();
-            self.seat.tell(presence);
+            self.device.publish(presence);
         }
     }
 }

@@ -22,7 +22,7 @@ use super::drone_task::{Arrival, DroneTask, DuplicateIds};
 use super::policy::{CommandPolicy, READ_REQUESTS, REQUESTS_ALSO_ACTIONS};
 use super::{SYSTEM, Server};
 use crate::fleet::NodeRef;
-use crate::fleet::guests::{NoSeat, Profile, guest_id, guest_name};
+use crate::fleet::engine::transport::bridge::{DeviceProfile, RegisterError, device_id, device_name};
 use crate::gateways::access::Client;
 use crate::gateways::listener::ConnectionPermit;
 
@@ -63,7 +63,7 @@ enum RejectReason {
     #[error(transparent)]
     Id(#[from] BadId),
     #[error(transparent)]
-    Seat(#[from] NoSeat),
+    DeviceGuard(#[from] RegisterError),
     #[error("it did not say its id within {IDENTIFY_TIMEOUT:?}")]
     TooSlow,
     #[error("it said {IDENTIFY_FRAMES_MAX} things, and not its id")]
@@ -86,7 +86,7 @@ impl RejectReason {
             }
             Self::Wire(WireError::MissingKey(_)) => "missing key",
             Self::Id(_) => "bad id",
-            Self::Seat(_) => "no seat",
+            Self::DeviceGuard(_) => "no device",
             Self::TooSlow => "too slow",
             Self::TooManyFrames => "too much",
             Self::TooManyDuplicates => "namesakes",
@@ -107,7 +107,7 @@ impl RejectReason {
                 | WireError::MissingKey(_),
             )
             | Self::Id(_)
-            | Self::Seat(_)
+            | Self::DeviceGuard(_)
             | Self::TooSlow
             | Self::TooManyFrames
             | Self::TooManyDuplicates
@@ -144,7 +144,7 @@ impl DroneRegistry {
         let outcome = match led {
             Ok(()) => {
                 // An id that is no node's name is not what selectors know it by.
-                let name = guest_name(&id);
+                let name = device_name(&id);
                 match log.count("here") {
                     Some(count) => tracing::info!(%addr, id, %name, count, "a clever-show drone is here"),
                     None => tracing::debug!(%addr, id, %name, "a clever-show drone is here"),
@@ -222,10 +222,10 @@ impl DroneRegistry {
             .filter(|name| !REQUESTS_ALSO_ACTIONS.contains(*name));
         let known = known.map(|name| (*name).to_owned());
         let reads: BTreeSet<String> = known.chain(config.requests.iter().cloned()).collect();
-        let seat = server.context.guests.seat(Profile {
+        let device = server.context.devices.register(DeviceProfile {
             node: NodeRef {
-                node: guest_name(id),
-                id: guest_id(&system, id),
+                node: device_name(id),
+                id: device_id(&system, id),
             },
             tags: BTreeMap::from([("system".to_owned(), SYSTEM.to_owned())]),
             software: Some(SYSTEM.to_owned()),
@@ -242,7 +242,7 @@ impl DroneRegistry {
         let (arrivals, arrivals_in) = mpsc::channel(PENDING_CONNECTIONS_MAX);
         let called = drone_tasks.entry(id.to_owned()).or_default();
         let duplicates = called.duplicates.clone();
-        let drone_task = DroneTask::new(drone, seat, policy, duplicates, arrivals_in, &server.context);
+        let drone_task = DroneTask::new(drone, device, policy, duplicates, arrivals_in, &server.context);
         server.context.tasks.spawn(drone_task.run());
         match called.tasks.get_mut(place) {
             Some(gone) => gone.clone_from(&arrivals),

@@ -1,4 +1,4 @@
-//! clever-show's drone clients come here as to their own server, and become guests of the fleet.
+//! clever-show's drone clients come here as to their own server, and become devices of the fleet.
 //!
 //! | module | what it does |
 //! |---|---|
@@ -11,7 +11,7 @@
 //! | task | owns | ends |
 //! |---|---|---|
 //! | one for each connection, until it has said who it is | the connection | led to its drone_task, or closed after 10 s |
-//! | one for each drone | its seat, its conversation, its connection | when the station stops, its seat is given away, it is away for a day, or it leaves and another has its id |
+//! | one for each drone | its device, its conversation, its connection | when the station stops, its device is given away, it is away for a day, or it leaves and another has its id |
 //! | one that announces | its sockets | when the station stops |
 //!
 //! A drone is known by the id that it gives itself, because that is all that it says; anybody may say it. Two live

@@ -13,7 +13,7 @@ use swarm_shared::proto::selector::Glob;
 use swarm_shared::proto::wire::CONTENT_BYTES_MAX;
 
 use crate::config::gateways::CleverShowConfig;
-use crate::fleet::guests::{Answer, Work};
+use crate::fleet::engine::transport::bridge::{DeviceOperation, DeviceReply};
 use crate::gateways::access::{AccessPolicy, RequestError};
 
 /// The questions that clever-show documents.
@@ -90,35 +90,35 @@ impl CommandPolicy {
         &self,
         drone: &mut Drone,
         ticket: u64,
-        work: Work,
+        operation: DeviceOperation,
         times: CommandTimes,
     ) -> Result<ReplyKind, Reply> {
         let CommandTimes { until, now, .. } = times;
-        match work {
-            Work::Command { action, arguments } => {
+        match operation {
+            DeviceOperation::Command { action, arguments } => {
                 self.send_command(drone, ticket, &action, arguments, times)
             }
-            Work::Push { path, content } => {
+            DeviceOperation::Push { path, content } => {
                 let none = Arguments::default();
                 self.access.permit(FILE_TRANSFER, &none).map_err(to_refusal)?;
                 let path = self.resolve_path(&path, drone.clover_dir());
                 drone.send_file(ticket, &path, content, until.start_by, now);
                 Ok(ReplyKind::Value)
             }
-            Work::Fetch { path } => {
+            DeviceOperation::Fetch { path } => {
                 self.access.permit_query(FILE_TRANSFER).map_err(to_refusal)?;
                 let path = self.resolve_path(&path, drone.clover_dir());
                 drone.request_file(ticket, &path, until, now);
                 Ok(ReplyKind::Value)
             }
-            Work::Stop => {
+            DeviceOperation::Stop => {
                 let action = self
                     .stop_action()
                     .inspect_err(|_untold| drone.drop_queued_actions())?;
                 drone.stop(ticket, action, until.start_by);
                 Ok(ReplyKind::Stop)
             }
-            Work::Release => Err(Reply::done(Value::from(if drone.release() {
+            DeviceOperation::Release => Err(Reply::done(Value::from(if drone.release() {
                 RELEASED_TEXT
             } else {
                 "it was not stopped"
@@ -137,11 +137,11 @@ impl CommandPolicy {
     }
 
     /// Whether it is no mere question.
-    pub(super) fn has_side_effects(&self, work: &Work) -> bool {
-        match work {
-            Work::Command { action, arguments } => action != "ping" && !self.is_request(action, arguments),
-            Work::Push { .. } => true,
-            Work::Fetch { .. } | Work::Stop | Work::Release => false,
+    pub(super) fn has_side_effects(&self, operation: &DeviceOperation) -> bool {
+        match operation {
+            DeviceOperation::Command { action, arguments } => action != "ping" && !self.is_request(action, arguments),
+            DeviceOperation::Push { .. } => true,
+            DeviceOperation::Fetch { .. } | DeviceOperation::Stop | DeviceOperation::Release => false,
         }
     }
 
@@ -273,9 +273,9 @@ fn shell_quote(word: &str) -> String {
 }
 
 /// What the end of something at a drone is to the fleet.
-pub(super) fn to_answer(end: Completion, sense: ReplyKind) -> Answer {
+pub(super) fn to_answer(end: Completion, sense: ReplyKind) -> DeviceReply {
     let reply = match (end, sense) {
-        (Completion::File(content), _) => return Answer::File(content),
+        (Completion::File(content), _) => return DeviceReply::File(content),
         (Completion::Sent, _) => Reply::done(SENT_UNCONFIRMED.into()),
         (Completion::Response(_), ReplyKind::Ping) => Reply::done("pong".into()),
         (Completion::Response(value), ReplyKind::Value | ReplyKind::Stop) => Reply::done(value),
@@ -287,7 +287,7 @@ pub(super) fn to_answer(end: Completion, sense: ReplyKind) -> Answer {
         (Completion::NoAnswer(why), _) => Reply::ended(Outcome::NoAnswer, why),
         (Completion::Refused(why), _) => Reply::refused(why),
     };
-    Answer::Reply(reply)
+    DeviceReply::Reply(reply)
 }
 
 #[cfg(test)]

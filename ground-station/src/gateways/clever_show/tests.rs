@@ -17,7 +17,9 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::config::Config;
-use crate::fleet::guests::{Answer, GUESTS_MAX, Guests, Profile, Seat, Work, guest_id, guest_name};
+use crate::fleet::engine::transport::bridge::{
+    BridgedDevices, DEVICES_MAX, DeviceGuard, DeviceOperation, DeviceProfile, DeviceReply, device_id, device_name,
+};
 use crate::fleet::{Fleet, NodeRef};
 
 const TEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -120,14 +122,14 @@ impl Drone {
     }
 }
 
-async fn reply_of(answer: oneshot::Receiver<Answer>) -> Reply {
+async fn reply_of(answer: oneshot::Receiver<DeviceReply>) -> Reply {
     match timeout(TEST_TIMEOUT, answer)
         .await
         .expect("in time")
         .expect("ends")
     {
-        Answer::Reply(reply) => reply,
-        Answer::File(file) => panic!("a file of {} bytes", file.len()),
+        DeviceReply::Reply(reply) => reply,
+        DeviceReply::File(file) => panic!("a file of {} bytes", file.len()),
     }
 }
 
@@ -136,15 +138,15 @@ async fn stop_is_not_delayed_by_a_file_transfer() {
     let rig = Harness::new("allow = [\"*\"]\nresume_queue = true").await;
     let mut drone = rig.drone("clever-1").await;
     assert_eq!(drone.next_name().await, "clover_dir");
-    let push = Work::Push {
+    let push = DeviceOperation::Push {
         path: "shows/long".to_owned(),
         content: Bytes::from(vec![7; 64 * 1024 * 1024]),
     };
-    let push = rig.context.guests.order("clever-1", push).await;
+    let push = rig.context.devices.send("clever-1", push).await;
     let begun = timeout(TEST_TIMEOUT, drone.stream.read_buf(&mut drone.inbox)).await;
     assert!(begun.expect("in time").expect("connected") > 0);
     // From here on it reads no more: its network is that slow.
-    let stop = rig.context.guests.order("clever-1", Work::Stop).await;
+    let stop = rig.context.devices.send("clever-1", DeviceOperation::Stop).await;
     assert_eq!(
         reply_of(push).await,
         Reply::refused("dropped by an emergency stop")
@@ -161,23 +163,23 @@ async fn stop_is_sent_after_its_requester_disconnected() {
     let mut drone = rig.drone("clever-1").await;
     assert_eq!(drone.next_name().await, "clover_dir");
     // Before its gateway has even looked at it.
-    drop(rig.context.guests.order("clever-1", Work::Stop).await);
+    drop(rig.context.devices.send("clever-1", DeviceOperation::Stop).await);
     assert_eq!(drone.next_name().await, "emergency_land");
 }
 
-/// Guests who have all seats but one, and keep them.
-fn fill_all_seats_but_one(guests: &Guests) -> Vec<Seat> {
-    let profile = |number| Profile {
+/// BridgedDevices who have all seats but one, and keep them.
+fn fill_all_seats_but_one(devices: &BridgedDevices) -> Vec<DeviceGuard> {
+    let profile = |number| DeviceProfile {
         node: NodeRef {
-            node: guest_name("other"),
-            id: guest_id("test", &format!("{number}")),
+            node: device_name("other"),
+            id: device_id("test", &format!("{number}")),
         },
         tags: BTreeMap::new(),
         software: None,
         reads: Arc::default(),
         file_bytes_max: 0,
     };
-    let others = (1..GUESTS_MAX).map(|number| guests.seat(profile(number)).expect("free"));
+    let others = (1..DEVICES_MAX).map(|number| devices.register(profile(number)).expect("free"));
     others.collect()
 }
 
@@ -199,39 +201,39 @@ async fn connect_when_free(rig: &Harness, id: &str) -> Drone {
 #[tokio::test]
 async fn absent_drone_frees_its_seat_and_can_return() {
     let rig = Harness::new("").await;
-    let guests = &rig.context.guests;
-    let _others = fill_all_seats_but_one(guests);
+    let devices = &rig.context.devices;
+    let _others = fill_all_seats_but_one(devices);
     // They answer nothing more than who they are, and nobody waits for them.
     for id in ["clever-1", "clever-2", "clever-1"] {
         drop(connect_when_free(&rig, id).await);
-        assert_eq!(guests.len(), GUESTS_MAX);
+        assert_eq!(devices.len(), DEVICES_MAX);
     }
 }
 
 #[tokio::test]
 async fn drone_that_lost_its_seat_is_stopped_on_return() {
     let rig = Harness::new("").await;
-    let guests = &rig.context.guests;
-    let _others = fill_all_seats_but_one(guests);
+    let devices = &rig.context.devices;
+    let _others = fill_all_seats_but_one(devices);
     drop(connect_when_free(&rig, "clever-1").await);
     // Of a run that goes on for long.
-    let _held = guests.hold("clever-1");
+    let _held = devices.hold("clever-1");
     drop(connect_when_free(&rig, "clever-2").await);
     let told = timeout(2 * TEST_TIMEOUT, async {
         loop {
             let mut drone = connect_when_free(&rig, "clever-1").await;
-            // Let in by the drone_task that has lost its seat, for a moment.
-            if !guests.knows("clever-1") {
+            // Let in by the drone_task that has lost its device, for a moment.
+            if !devices.contains("clever-1") {
                 tokio::time::sleep(Duration::from_millis(10)).await;
                 continue;
             }
-            let stop = guests.order("clever-1", Work::Stop).await;
+            let stop = devices.send("clever-1", DeviceOperation::Stop).await;
             assert_eq!(drone.next_name().await, "emergency_land");
             return reply_of(stop).await;
         }
     });
     assert_eq!(
-        told.await.expect("it has a seat again"),
+        told.await.expect("it has a device again"),
         Reply::done("sent, unconfirmed".into())
     );
 }
@@ -241,22 +243,22 @@ async fn flight_action_delayed_by_the_disk_expires() {
     let rig = Harness::new("allow = [\"*\"]").await;
     let mut drone = rig.drone("clever-1").await;
     assert_eq!(drone.next_name().await, "clover_dir");
-    let work = |action: &str| Work::Command {
+    let work = |action: &str| DeviceOperation::Command {
         action: action.to_owned(),
         arguments: swarm_shared::proto::message::Arguments::default(),
     };
-    let guests = &rig.context.guests;
+    let devices = &rig.context.devices;
     let issued = swarm_shared::net::clock::now();
     let long_ago = issued
         .checked_sub(Duration::from_secs(3))
         .expect("the machine has been up");
-    let late = guests.order_of("clever-1", work("takeoff"), long_ago).await;
+    let late = devices.send_issued("clever-1", work("takeoff"), long_ago).await;
     assert_eq!(
         reply_of(late).await.state,
         swarm_shared::proto::outcome::Outcome::Expired
     );
-    let other = guests.order_of("clever-1", work("led_test"), long_ago).await;
-    let in_time = guests.order_of("clever-1", work("land"), issued).await;
+    let other = devices.send_issued("clever-1", work("led_test"), long_ago).await;
+    let in_time = devices.send_issued("clever-1", work("land"), issued).await;
     for answer in [other, in_time] {
         assert_eq!(reply_of(answer).await, Reply::done("sent, unconfirmed".into()));
     }
@@ -274,7 +276,7 @@ async fn crafted_id_does_not_collide_with_a_duplicate_id() {
         let mut drone = rig.drone(id).await;
         assert_eq!(drone.next_name().await, "clover_dir");
         drones.push(drone);
-        assert_eq!(rig.context.guests.len(), count);
+        assert_eq!(rig.context.devices.len(), count);
     }
     // A card that was copied: the first of them lives.
     let copy = tokio::spawn({
@@ -285,49 +287,49 @@ async fn crafted_id_does_not_collide_with_a_duplicate_id() {
     drones[0].answer_id("clever-1", 2).await;
     let mut copy = copy.await.expect("connected");
     assert_eq!(copy.next_name().await, "clover_dir");
-    assert_eq!(rig.context.guests.len(), 3);
+    assert_eq!(rig.context.devices.len(), 3);
 }
 
 #[tokio::test]
 async fn active_stop_is_sent_to_arriving_drones_until_released() {
     let rig = Harness::new("allow = [\"*\"]").await;
-    let guests = &rig.context.guests;
-    guests.stand("clever-*", true);
+    let devices = &rig.context.devices;
+    devices.latch("clever-*", true);
     let mut drone = rig.drone("clever-1").await;
     assert_eq!(drone.next_name().await, "emergency_land", "before all else");
     assert_eq!(drone.next_name().await, "clover_dir");
-    let led = || Work::Command {
+    let led = || DeviceOperation::Command {
         action: "led_test".to_owned(),
         arguments: swarm_shared::proto::message::Arguments::default(),
     };
-    let refused = reply_of(guests.order("clever-1", led()).await).await;
+    let refused = reply_of(devices.send("clever-1", led()).await).await;
     assert_eq!(
         refused,
         Reply::refused("an emergency stop is in force: release it first")
     );
     // Nobody told it of the release: it was not known yet when that was typed.
-    guests.stand("clever-*", false);
+    devices.latch("clever-*", false);
     let done = timeout(TEST_TIMEOUT, async {
-        while reply_of(guests.order("clever-1", led()).await).await != Reply::done("sent, unconfirmed".into())
+        while reply_of(devices.send("clever-1", led()).await).await != Reply::done("sent, unconfirmed".into())
         {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     });
     done.await.expect("released");
     // So it is if whoever released it went away before he could tell; whoever tells is not told that nothing was so.
-    let stop = guests.order("clever-1", Work::Stop).await;
+    let stop = devices.send("clever-1", DeviceOperation::Stop).await;
     assert_eq!(reply_of(stop).await, Reply::done("sent, unconfirmed".into()));
-    guests.stand("all", false);
+    devices.latch("all", false);
     let done = timeout(TEST_TIMEOUT, async {
-        while reply_of(guests.order("clever-1", led()).await).await != Reply::done("sent, unconfirmed".into())
+        while reply_of(devices.send("clever-1", led()).await).await != Reply::done("sent, unconfirmed".into())
         {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     });
     done.await.expect("released");
-    let told = reply_of(guests.order("clever-1", Work::Release).await).await;
+    let told = reply_of(devices.send("clever-1", DeviceOperation::Release).await).await;
     assert_eq!(told, Reply::done(policy::RELEASED_TEXT.into()));
-    let told = reply_of(guests.order("clever-1", Work::Release).await).await;
+    let told = reply_of(devices.send("clever-1", DeviceOperation::Release).await).await;
     assert_eq!(told, Reply::done("it was not stopped".into()));
 }
 
@@ -335,26 +337,26 @@ async fn active_stop_is_sent_to_arriving_drones_until_released() {
 async fn stop_without_action_still_blocks_later_actions() {
     for lines in ["stop_action = \"\"", "role = \"observer\""] {
         let rig = Harness::new(&format!("allow = [\"*\"]\nresume_queue = true\n{lines}")).await;
-        let guests = &rig.context.guests;
+        let devices = &rig.context.devices;
         let mut drone = rig.drone("clever-1").await;
         assert_eq!(drone.next_name().await, "clover_dir");
-        let led = || Work::Command {
+        let led = || DeviceOperation::Command {
             action: "led_test".to_owned(),
             arguments: swarm_shared::proto::message::Arguments::default(),
         };
-        let stop = reply_of(guests.order("clever-1", Work::Stop).await).await;
+        let stop = reply_of(devices.send("clever-1", DeviceOperation::Stop).await).await;
         assert_eq!(stop.state, Outcome::Refused);
-        let push = Work::Push {
+        let push = DeviceOperation::Push {
             path: "shows/a".to_owned(),
             content: Bytes::new(),
         };
         for work in [led(), push] {
-            let refused = reply_of(guests.order("clever-1", work).await).await;
+            let refused = reply_of(devices.send("clever-1", work).await).await;
             let wanted = "an emergency stop is in force: release it first";
             assert_eq!(refused, Reply::refused(wanted), "{lines}");
         }
-        guests.stand("all", false);
-        let told = reply_of(guests.order("clever-1", Work::Release).await).await;
+        devices.latch("all", false);
+        let told = reply_of(devices.send("clever-1", DeviceOperation::Release).await).await;
         assert_eq!(told, Reply::done(policy::RELEASED_TEXT.into()));
     }
 }
@@ -362,17 +364,17 @@ async fn stop_without_action_still_blocks_later_actions() {
 #[tokio::test]
 async fn stop_without_action_drops_queued_commands() {
     let rig = Harness::new("allow = [\"*\"]\nresume_queue = true\nstop_action = \"\"").await;
-    let guests = &rig.context.guests;
+    let devices = &rig.context.devices;
     let mut drone = rig.drone("clever-1").await;
     assert_eq!(drone.next_name().await, "clover_dir");
     drop(drone);
-    let action = |name: &str| Work::Command {
+    let action = |name: &str| DeviceOperation::Command {
         action: name.to_owned(),
         arguments: swarm_shared::proto::message::Arguments::default(),
     };
     // Of flight, so it ends at once while the drone is away.
     let away = timeout(TEST_TIMEOUT, async {
-        while reply_of(guests.order("clever-1", action("land")).await)
+        while reply_of(devices.send("clever-1", action("land")).await)
             .await
             .state
             != Outcome::NoAnswer
@@ -381,10 +383,10 @@ async fn stop_without_action_drops_queued_commands() {
         }
     });
     away.await.expect("it is seen to be gone");
-    let queued = guests.order("clever-1", action("led_test")).await;
+    let queued = devices.send("clever-1", action("led_test")).await;
     // Comes after it, so that it is seen to wait.
-    reply_of(guests.order("clever-1", action("land")).await).await;
-    let stop = reply_of(guests.order("clever-1", Work::Stop).await).await;
+    reply_of(devices.send("clever-1", action("land")).await).await;
+    let stop = reply_of(devices.send("clever-1", DeviceOperation::Stop).await).await;
     assert_eq!(stop.state, Outcome::Refused);
     assert_eq!(
         reply_of(queued).await,
@@ -395,15 +397,15 @@ async fn stop_without_action_drops_queued_commands() {
 #[tokio::test]
 async fn unknown_request_error_suggests_the_requests_setting() {
     let rig = Harness::new("").await;
-    let guests = &rig.context.guests;
+    let devices = &rig.context.devices;
     let mut drone = rig.drone("clever-1").await;
     assert_eq!(drone.next_name().await, "clover_dir");
     for (action, may_ask) in [("battery_temp", true), ("takeoff", false), ("execute", false)] {
-        let work = Work::Command {
+        let work = DeviceOperation::Command {
             action: action.to_owned(),
             arguments: swarm_shared::proto::message::Arguments::default(),
         };
-        let refused = reply_of(guests.order("clever-1", work).await).await;
+        let refused = reply_of(devices.send("clever-1", work).await).await;
         let why = refused.error.expect("why");
         assert!(why.contains("`allow`"), "{why}");
         assert_eq!(why.contains("`requests`"), may_ask, "{why}");

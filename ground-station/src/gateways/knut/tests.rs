@@ -15,7 +15,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use super::*;
 use crate::config::gateways::ConnectionLimits;
 use crate::config::gateways::GatewaysConfig;
-use crate::fleet::guests::Guests;
+use crate::fleet::engine::transport::bridge::BridgedDevices;
 use crate::fleet::{
     ActRequest, Fleet, NodeRef, NodeState, NodeView, NodesRequest, Request, RequestEnvelope, Warning,
 };
@@ -94,7 +94,7 @@ impl Harness {
             knut: Some(knut),
             ..GatewaysConfig::default()
         };
-        let open = Gateways::open(&gateways, test_advertisement(), fleet, Guests::default(), store);
+        let open = Gateways::open(&gateways, test_advertisement(), fleet, BridgedDevices::default(), store);
         let open = open.await.expect("opens");
         let call = calls.recv().await.expect("the gateway follows");
         assert_eq!(call.request, NodesRequest::Follow { telemetry: true }.into());
@@ -476,7 +476,7 @@ async fn port_in_use_error_says_what_to_change() {
         &gateways,
         test_advertisement(),
         Fleet::local().0,
-        Guests::default(),
+        BridgedDevices::default(),
         store,
     )
     .await;

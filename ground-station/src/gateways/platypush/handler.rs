@@ -238,7 +238,6 @@ impl RequestHandler {
                 let request = ActRequest::Stop {
                     selector: selector.clone(),
                     timeout_ms: Some(duration::to_ms(self.common.timeout)),
-                    also_bridged: false,
                 };
                 self.stop_or_release(client, STATION_STOP, &selector, request)
                     .await

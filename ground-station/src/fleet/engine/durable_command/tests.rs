@@ -9,11 +9,11 @@ use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::session::Timing;
 use swarm_shared::proto::trust::SigningKey;
 use swarm_shared::proto::wire::Lane;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
-use super::super::{delivery_task, fetch, stop};
+use super::super::registry::{Device, NodeDevice};
+use super::super::{delivery_task, stop};
 use super::*;
 use crate::fleet::{Batch, BatchSize, HistoryQuery, HistoryState, NodeRef};
 use crate::store::{Store, history};
@@ -37,7 +37,7 @@ async fn rig(store: &Store) -> (SharedContext, Vec<Target>) {
     let next_id = Arc::new(AtomicU64::new(1));
     let (deliveries, inbox) = delivery_task::DeliveryTask::channel();
     let delivery_task =
-        delivery_task::DeliveryTask::open(store.clone(), endpoint.id(), Arc::clone(&next_id)).await;
+        delivery_task::DeliveryTask::open(store.clone(), endpoint.id(), next_id, |_| true).await;
     tokio::spawn(delivery_task.expect("read").run(inbox, CancellationToken::new()));
     let mut targets = Vec::new();
     for number in 1..=3 {
@@ -47,30 +47,17 @@ async fn rig(store: &Store) -> (SharedContext, Vec<Target>) {
                 node: NodeName::from_host(&format!("n{number}")),
                 id,
             },
-            link: endpoint.open_session(id).await.expect("opened"),
-            online: watch::channel(false).1,
-            action_catalog: watch::channel(Default::default()).1,
+            device: Device::Node(NodeDevice {
+                link: endpoint.open_session(id).await.expect("opened"),
+                online: watch::channel(false).1,
+                action_catalog: watch::channel(Default::default()).1,
+                address: None,
+            }),
             name_is_unique: true,
-            address: None,
         });
     }
-    let shared = SharedContext {
-        deliveries,
-        stops: Arc::new(stop::StopCoordinator::new(
-            0,
-            Default::default(),
-            store.clone(),
-            None,
-            TaskTracker::new(),
-        )),
-        endpoint,
-        next_id,
-        epoch: store.epoch(),
-        chunk_routes: fetch::ChunkRoutes::default(),
-        gateway_peers: crate::fleet::gateway_peers::GatewayPeers::default(),
-        transfer_slots: Arc::new(Semaphore::new(1)),
-        started: clock::now(),
-    };
+    let stops = stop::StopCoordinator::new(0, Default::default(), None);
+    let shared = SharedContext::for_test(endpoint, store.clone(), deliveries, stops);
     (shared, targets)
 }
 

@@ -37,8 +37,16 @@ fn two_files_each() -> Record {
     }
 }
 
-fn delivery(number: u8, reply: Reply) -> Event {
-    Event::Delivery(Delivery::new(node(number), reply, 1.0))
+fn end(number: u8, part: u32, reply: Reply) -> DeliveryEnd {
+    DeliveryEnd {
+        node: node(number).id,
+        part,
+        reply,
+    }
+}
+
+fn abandoned(_id: &PeerId) -> Reply {
+    Reply::ended(Outcome::NoAnswer, "given up")
 }
 
 async fn states(dir: &std::path::Path) -> Vec<(String, HistoryState)> {
@@ -60,58 +68,43 @@ async fn assert_one_done_and_one_abandoned(dir: &std::path::Path) {
 async fn file_outcomes_are_stored_before_they_are_reported() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = Store::open(dir.path()).await.expect("opens");
-    let tasks = TaskTracker::new();
-    let (events, mut told) = mpsc::channel(EVENTS_MAX);
-    let to = record_stream(&tasks, store, two_files_each(), events);
+    let history = HistoryEntry::open(&TaskTracker::new(), store, two_files_each(), abandoned, None);
     let done = || Reply::done(json!(1));
-    for event in [
-        delivery(1, done()),
-        delivery(2, Reply::failed("no room")),
-        delivery(1, done()),
-        delivery(2, done()),
-        Event::End,
+    for end in [
+        end(1, 0, done()),
+        end(2, 0, Reply::failed("no room")),
+        end(1, 1, done()),
+        end(2, 1, done()),
     ] {
-        to.send(event).await.expect("taken");
+        history.store_end(end).await;
     }
-    drop(to);
-    let mut last = None;
-    while let Some(event) = told.recv().await {
-        if event == Event::End {
-            let ended = HistoryState::Ended(Outcome::Done);
-            let wanted = [
-                ("drone-01 shows/0.csv".to_owned(), ended),
-                ("drone-01 shows/1.csv".to_owned(), ended),
-                (
-                    "drone-02 shows/0.csv".to_owned(),
-                    HistoryState::Ended(Outcome::Failed),
-                ),
-                ("drone-02 shows/1.csv".to_owned(), ended),
-            ];
-            assert_eq!(states(dir.path()).await, wanted);
-        }
-        last = Some(event);
-    }
-    assert_eq!(last, Some(Event::End));
+    let ended = HistoryState::Ended(Outcome::Done);
+    let wanted = [
+        ("drone-01 shows/0.csv".to_owned(), ended),
+        ("drone-01 shows/1.csv".to_owned(), ended),
+        (
+            "drone-02 shows/0.csv".to_owned(),
+            HistoryState::Ended(Outcome::Failed),
+        ),
+        ("drone-02 shows/1.csv".to_owned(), ended),
+    ];
+    assert_eq!(states(dir.path()).await, wanted);
 }
 
 #[tokio::test]
-async fn abandoned_transfer_is_recorded_as_failed() {
+async fn abandoned_transfer_has_its_ends_in_the_history() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = Store::open(dir.path()).await.expect("opens");
     let tasks = TaskTracker::new();
-    let (events, told) = mpsc::channel(EVENTS_MAX);
-    let to = record_stream(&tasks, store, two_files_each(), events);
-    to.send(delivery(1, Reply::done(json!(1)))).await.expect("taken");
-    drop(told);
-    to.closed().await;
+    let history = HistoryEntry::open(&tasks, store, two_files_each(), abandoned, None);
+    history.store_end(end(1, 0, Reply::done(json!(1)))).await;
+    drop(history);
     tasks.close();
     tasks.wait().await;
-    let open = states(dir.path()).await;
-    assert_eq!(open.len(), 4);
-    assert!(
-        open.iter().all(|(_, state)| *state != HistoryState::Open),
-        "{open:?}"
-    );
+    let ended: Vec<HistoryState> = states(dir.path()).await.into_iter().map(|(_, state)| state).collect();
+    let no_answer = HistoryState::Ended(Outcome::NoAnswer);
+    assert_eq!(ended[0], HistoryState::Ended(Outcome::Done));
+    assert_eq!(ended[1..], [no_answer; 3]);
 }
 
 #[tokio::test]
@@ -124,20 +117,10 @@ async fn stop_outcomes_are_recorded_without_awaiting_the_disk() {
     let tasks = TaskTracker::new();
     let mut stop = two_files_each();
     stop.deliveries.retain(|to| to.part == 0);
-    let given_up = Reply::ended(Outcome::NoAnswer, "given up");
-    let to = record_in_background(&tasks, store, stop, given_up);
-    let end = DeliveryEnd {
-        node: node(1).id,
-        part: 0,
-        reply: Reply::done(json!(1)),
-    };
-    to.try_send(end.clone()).expect("there is room");
-    to.try_send(DeliveryEnd {
-        node: node(3).id,
-        ..end
-    })
-    .expect("for each");
-    drop(to);
+    let history = HistoryEntry::open(&tasks, store, stop, abandoned, None);
+    history.add_end(end(1, 0, Reply::done(json!(1))));
+    history.add_end(end(3, 0, Reply::done(json!(1))));
+    drop(history);
     other.execute_batch("ROLLBACK").expect("unlocked");
     tasks.close();
     tasks.wait().await;
@@ -155,15 +138,9 @@ async fn outcomes_are_retried_until_the_disk_accepts_them() {
     let mut stop = two_files_each();
     stop.deliveries.retain(|to| to.part == 0);
     let number = stop.origin.history_number.clone();
-    let given_up = Reply::ended(Outcome::NoAnswer, "given up");
-    let to = record_in_background(&tasks, store.clone(), stop, given_up);
-    to.try_send(DeliveryEnd {
-        node: node(1).id,
-        part: 0,
-        reply: Reply::done(json!(1)),
-    })
-    .expect("there is room");
-    drop(to);
+    let history = HistoryEntry::open(&tasks, store.clone(), stop, abandoned, None);
+    history.add_end(end(1, 0, Reply::done(json!(1))));
+    drop(history);
     // It has been refused once all that is left is to try again.
     number.wait().await;
     let started = clock::now();
@@ -258,28 +235,4 @@ fn audit_details_are_readable() {
         let wanted = (what.to_owned(), detail.to_owned());
         assert_eq!(audit_entry(&request.into()), Some(wanted));
     }
-}
-
-#[tokio::test]
-async fn targets_are_reported_before_a_slow_disk_answers() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let store = Store::open(dir.path()).await.expect("opens");
-    let disk = rusqlite::Connection::open(store.path()).expect("opens");
-    disk.execute_batch("BEGIN IMMEDIATE").expect("held");
-    let tasks = TaskTracker::new();
-    let (events, mut told) = mpsc::channel(EVENTS_MAX);
-    let to = record_stream(&tasks, store, two_files_each(), events);
-    let targets = Event::Targets {
-        targets: vec![node(1), node(2)],
-    };
-    to.send(targets.clone()).await.expect("taken");
-    assert_eq!(told.recv().await, Some(targets));
-    let end = delivery(1, Reply::done(json!(1)));
-    to.send(end.clone()).await.expect("taken");
-    to.send(Event::End).await.expect("taken");
-    tokio::task::yield_now().await;
-    assert!(told.try_recv().is_err(), "not before it is noted");
-    disk.execute_batch("ROLLBACK").expect("let go");
-    assert_eq!(told.recv().await, Some(end));
-    assert_eq!(told.recv().await, Some(Event::End));
 }

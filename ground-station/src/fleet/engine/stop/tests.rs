@@ -12,13 +12,12 @@ use swarm_shared::proto::delivery::tracker::{
 use swarm_shared::proto::id::{NodeName, PeerKind, PublicKey};
 use swarm_shared::proto::session::Timing;
 use swarm_shared::proto::trust::Role;
-use tokio::sync::Semaphore;
 
 use super::*;
 use crate::config::Config;
 use crate::fleet::engine::{Engine, Mode, Settings, authority, delivery_task};
 use crate::fleet::{ActRequest, FleetRequest, HistoryQuery, HistoryState, NodeRef};
-use crate::store::{MemberRow, history};
+use crate::store::{MemberRow, Store, history};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -30,6 +29,7 @@ async fn start(dir: &Path, purpose: Mode) -> Engine {
         config,
         state_dir: dir.to_owned(),
         mode: purpose,
+        bridges_devices: false,
     };
     Engine::start(settings).await.expect("started")
 }
@@ -106,7 +106,6 @@ async fn one_shot_stop_withdraws_queued_commands_at_start() {
     let stop = ActRequest::Stop {
         selector: Selector::all(),
         timeout_ms: Some(300),
-        also_bridged: false,
     };
     let mut events = engine.fleet().perform(stop).await;
     let mut notes = Vec::new();
@@ -148,48 +147,32 @@ async fn stop_targets_are_unconfirmed_before_the_first_await() {
     let node = PublicKey([9; 32]).id();
     let heard = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
     let address = heard.local_addr().expect("bound");
-    let target = Target {
-        node: NodeRef {
-            node: NodeName::from_host("n1"),
-            id: node,
-        },
+    let name = NodeRef {
+        node: NodeName::from_host("n1"),
+        id: node,
+    };
+    let device = NodeDevice {
         link: endpoint.open_session(node).await.expect("opened"),
         online: watch::channel(false).1,
         action_catalog: watch::channel(Default::default()).1,
-        name_is_unique: true,
         address: Some(address),
     };
     let nowhere: Interfaces = [].into();
     let datagrams = Some((watch::channel(nowhere).1, address.port()));
     let (deliveries, _inbox) = delivery_task::DeliveryTask::channel();
-    let stops = StopCoordinator::new(
-        0,
-        UnconfirmedStops::default(),
-        store.clone(),
-        datagrams,
-        TaskTracker::new(),
-    );
-    let shared = SharedContext {
-        endpoint,
-        next_id: Arc::default(),
-        epoch: store.epoch(),
-        deliveries,
-        stops: Arc::new(stops),
-        chunk_routes: Default::default(),
-        gateway_peers: Default::default(),
-        transfer_slots: Arc::new(Semaphore::new(1)),
-        started: clock::now(),
-    };
+    let stops = StopCoordinator::new(0, UnconfirmedStops::default(), datagrams);
+    let shared = SharedContext::for_test(endpoint, store, deliveries, stops);
     let request = StopRequest {
         selector: Selector::all(),
         no_match_text: String::new(),
-        note: None,
+        notes: Vec::new(),
         timeout: None,
-        also_bridged: false,
+        latched: false,
+        devices: stop_devices(&shared, Vec::new(), None),
         origin: Origin::command_by("pi"),
     };
     let (events, _told) = mpsc::channel(8);
-    let mut stopping = pin!(run(shared.clone(), vec![target], request, events));
+    let mut stopping = pin!(run(shared.clone(), vec![(name, device)], request, events));
     tokio::select! {
         biased;
         () = &mut stopping => panic!("it waits for an answer"),

@@ -54,7 +54,7 @@ impl Rig {
         let Value::Object(values) = values else {
             panic!("readings are an object")
         };
-        self.subscribers.on_readings(TelemetryReply {
+        self.subscribers.on_reply(TelemetryReply {
             node: node(number),
             values: Some(values),
         });
@@ -192,7 +192,6 @@ async fn subscriber_learns_that_the_caller_left() {
     let stop = ActRequest::Stop {
         selector: Selector::all(),
         timeout_ms: None,
-        also_bridged: false,
     };
     let (to, asker) = rig.ask(&stop.into(), &Origin::command_by("eva"));
     drop(asker);

@@ -11,7 +11,8 @@ use bytes::Bytes;
 use super::super::{CommandId, Stage};
 use crate::proto::id::{NodeName, PeerId};
 use crate::proto::outcome::Reply;
-use crate::proto::wire::{Frame, Kind, Lane, MessageType};
+use crate::proto::wire::encoded::EncodedFrame;
+use crate::proto::wire::{Frame, Kind, Lane, MessageType, WireError};
 
 /// A command, as sent to each target.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +43,39 @@ impl StoredCommand {
         frame.header.epoch = Some(self.id.epoch);
         frame.header.life = Some(self.ttl_ms);
         frame
+    }
+}
+
+/// A command with its frame, which is encoded once for all targets.
+#[derive(Clone, Debug)]
+pub struct EncodedCommand {
+    command: StoredCommand,
+    frame: EncodedFrame,
+}
+
+impl EncodedCommand {
+    /// Encodes the frame of `command`.
+    ///
+    /// # Errors
+    /// [`WireError`] if the command does not fit into a frame.
+    pub fn new(command: StoredCommand) -> Result<Self, WireError> {
+        let frame = EncodedFrame::new(&command.to_frame())?;
+        Ok(Self { command, frame })
+    }
+
+    /// What is asked.
+    pub fn command(&self) -> &StoredCommand {
+        &self.command
+    }
+
+    /// The frame that asks a node to run the command.
+    pub fn frame(&self) -> EncodedFrame {
+        self.frame.clone()
+    }
+
+    /// The frame that asks a node how the command ended: it has no time left to start.
+    pub fn status_query(&self) -> EncodedFrame {
+        self.frame.clone().into_status_query()
     }
 }
 

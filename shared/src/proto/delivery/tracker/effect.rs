@@ -1,13 +1,12 @@
 //! The inputs and outputs of the tracker.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::super::{CommandId, Stage};
-use super::change::{Change, StoredCommand};
+use super::change::{Change, EncodedCommand, StoredCommand};
 use crate::proto::id::{NodeName, PeerId};
 use crate::proto::outcome::Reply;
-use crate::proto::wire::Lane;
-use crate::proto::wire::encoded::EncodedFrame;
 
 /// Identifies a requested write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -61,12 +60,9 @@ pub enum Effect {
         to: PeerId,
         /// Identity of the command.
         id: CommandId,
-        /// Its frame.
-        frame: EncodedFrame,
-        /// Its priority.
-        lane: Lane,
-        /// Time from which it must not be sent. `None` for a status query: its frame carries a time to live of 0, and
-        /// it may be sent at any time.
+        /// What is asked, with its frames.
+        command: Arc<EncodedCommand>,
+        /// When it is too late to send it. `None` for a status query, which is sent whenever that is.
         deadline: Option<Instant>,
     },
     /// The node has acknowledged a stage.

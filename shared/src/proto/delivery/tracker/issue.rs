@@ -1,16 +1,16 @@
 //! How deliveries begin: issued now, or restored from the store.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::super::CommandId;
 use super::{
-    Change, CommandEntry, Delivery, DeliveryTarget, DeliveryTracker, Effect, IssueRequest, IssuedCommand,
+    Change, CommandEntry, Delivery, DeliveryTarget, DeliveryTracker, Effect, EncodedCommand, IssueRequest, IssuedCommand,
     OPEN_DELIVERIES_MAX, OPEN_PER_NODE_MAX, OpenCommand, Phase, SentMark, StoredState, StoredTarget,
     WriteInProgress, absent_reply,
 };
 use crate::proto::id::PeerId;
 use crate::proto::outcome::Reply;
-use crate::proto::wire::encoded::EncodedFrame;
 
 impl DeliveryTracker {
     /// A tracker with the deliveries from the store. All nodes are offline.
@@ -19,8 +19,9 @@ impl DeliveryTracker {
         let mut deferred = Vec::new();
         for OpenCommand { command, deliveries } in commands {
             let id = command.id;
-            // The stored content was a frame before, so it encodes again.
-            let Ok(frame) = EncodedFrame::new(&command.to_frame()) else {
+            // It was a frame before, so it is one again.
+            let lane = command.lane;
+            let Ok(encoded) = EncodedCommand::new(command) else {
                 continue;
             };
             let mut open = BTreeSet::new();
@@ -29,7 +30,7 @@ impl DeliveryTracker {
                 let delivery = Delivery {
                     phase: Phase::Open,
                     sent_mark: if sent { SentMark::Stored } else { SentMark::Unset },
-                    lane: command.lane,
+                    lane,
                     sent,
                     first_send: false,
                     may_queue: true,
@@ -45,12 +46,12 @@ impl DeliveryTracker {
                 if stored.state == StoredState::Deferred {
                     deferred.push((stored.to, id));
                 } else {
-                    node.unsent.insert((command.lane, id));
+                    node.unsent.insert((lane, id));
                     tracker.set_timer(stored.to, id, stored.deadline);
                 }
             }
-            let lane = command.lane;
-            tracker.commands.insert(id, CommandEntry { frame, lane, open });
+            let encoded = Arc::new(encoded);
+            tracker.commands.insert(id, CommandEntry { encoded, open });
         }
         for (to, id) in deferred {
             let reason = "not sent: the station stopped before its batch had its turn";
@@ -73,8 +74,8 @@ impl DeliveryTracker {
             let reason = format!("busy: {} deliveries have not ended yet", self.open_count);
             return self.effects.push(refuse(reason));
         }
-        let frame = match EncodedFrame::new(&command.to_frame()) {
-            Ok(frame) => frame,
+        let encoded = match EncodedCommand::new(command.clone()) {
+            Ok(encoded) => Arc::new(encoded),
             Err(error) => return self.effects.push(refuse(error.to_string())),
         };
         let lane = command.lane;
@@ -155,7 +156,7 @@ impl DeliveryTracker {
                 deadline,
             });
         }
-        self.commands.insert(id, CommandEntry { frame, lane, open });
+        self.commands.insert(id, CommandEntry { encoded, open });
         let mut changes = vec![Change::Issued(IssuedCommand {
             command,
             selector,

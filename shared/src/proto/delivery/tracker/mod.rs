@@ -28,13 +28,13 @@
 //! session gets all open deliveries again, oldest first, with the same identities.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{CommandId, Stage};
 use crate::proto::id::PeerId;
 use crate::proto::outcome::{Outcome, Reply};
 use crate::proto::wire::Lane;
-use crate::proto::wire::encoded::EncodedFrame;
 
 mod cancel;
 mod change;
@@ -49,7 +49,7 @@ mod withdraw;
 
 pub use cancel::CancelResult;
 pub use change::{
-    Change, IssuedCommand, OpenCommand, OpenDelivery, StoredCommand, StoredState, StoredTarget,
+    Change, EncodedCommand, IssuedCommand, OpenCommand, OpenDelivery, StoredCommand, StoredState, StoredTarget,
 };
 pub use effect::{DeliveryTarget, Effect, IssueRequest, WriteId};
 
@@ -130,8 +130,7 @@ struct NodeQueue {
 
 #[derive(Debug)]
 struct CommandEntry {
-    frame: EncodedFrame,
-    lane: Lane,
+    encoded: Arc<EncodedCommand>,
     open: BTreeSet<PeerId>,
 }
 
@@ -161,6 +160,12 @@ impl DeliveryTracker {
     /// Removes and returns all effects, to be carried out in order.
     pub fn take_effects(&mut self) -> Vec<Effect> {
         std::mem::take(&mut self.effects)
+    }
+
+    /// The peers that have open deliveries.
+    pub fn open_peers(&self) -> Vec<PeerId> {
+        let open = self.nodes.iter().filter(|(_, node)| !node.open.is_empty());
+        open.map(|(id, _)| *id).collect()
     }
 
     /// Number of deliveries that have not ended.

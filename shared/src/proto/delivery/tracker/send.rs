@@ -1,5 +1,6 @@
 //! Which deliveries are sent to a node, in which order, and when.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::super::{CommandId, Stage};
@@ -113,8 +114,7 @@ impl DeliveryTracker {
             self.effects.push(Effect::Send {
                 to: peer,
                 id,
-                frame: command.frame.clone().into_status_query(),
-                lane: command.lane,
+                command: Arc::clone(&command.encoded),
                 deadline: None,
             });
         }
@@ -139,27 +139,31 @@ impl DeliveryTracker {
         self.effects.push(Effect::Send {
             to: peer,
             id,
-            frame: command.frame.clone(),
-            lane: command.lane,
+            command: Arc::clone(&command.encoded),
             deadline: Some(delivery.deadline),
         });
     }
 
     /// Ends all open deliveries of a node whose key was revoked.
     fn end_revoked(&mut self, peer: PeerId) {
+        let why = "the node's key was revoked before it answered; it may have run";
+        let sent = Reply::ended(Outcome::NoAnswer, why);
+        let unsent = Reply::refused("not sent: the node's key was revoked");
+        self.end_all(peer, Some(&sent), &unsent);
+    }
+
+    /// Ends the open deliveries of a peer: with `unsent` those that it was never sent, with `sent` the others. Without
+    /// `sent` the others stay open: their replies are still to come.
+    pub fn end_all(&mut self, peer: PeerId, sent: Option<&Reply>, unsent: &Reply) {
         let Some(node) = self.nodes.get(&peer) else { return };
         let open = node.open.iter();
         let open =
             open.filter(|(_, delivery)| delivery.is_open() || matches!(delivery.phase, Phase::Deferred));
         let open: Vec<(CommandId, bool)> = open.map(|(id, delivery)| (*id, delivery.sent)).collect();
-        for (id, sent) in open {
-            let reply = if sent {
-                let why = "the node's key was revoked before it answered; it may have run";
-                Reply::ended(Outcome::NoAnswer, why)
-            } else {
-                Reply::refused("not sent: the node's key was revoked")
-            };
-            self.end(peer, id, reply);
+        for (id, was_sent) in open {
+            if let Some(reply) = if was_sent { sent } else { Some(unsent) } {
+                self.end(peer, id, reply.clone());
+            }
         }
     }
 }

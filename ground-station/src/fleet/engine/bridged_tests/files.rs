@@ -1,4 +1,6 @@
-//! Files for guests: one after the other, and no more in memory than there is room for.
+//! Files for bridged devices: one after the other, within the memory budget.
+
+use bytes::Bytes;
 
 use super::*;
 
@@ -21,20 +23,20 @@ fn send(selector: &str, files: &[(&std::path::Path, u64)], ttl_ms: u64) -> ActRe
     }
 }
 
-async fn pushed(seat: &mut Seat) -> (Bytes, oneshot::Sender<Answer>) {
-    let order = tokio::time::timeout(Duration::from_secs(20), seat.orders.recv()).await;
-    let Order {
-        work, reply, begin, ..
-    } = order.expect("in time").expect("ordered");
-    assert!(begin > clock::now(), "it has its time to live from its turn on");
-    let Work::Push { content, .. } = work else {
-        panic!("{work:?}")
+async fn pushed(device: &mut DeviceGuard) -> (Bytes, oneshot::Sender<DeviceReply>) {
+    let command = tokio::time::timeout(Duration::from_secs(20), device.commands.recv()).await;
+    let DeviceCommand {
+        operation, reply, start_by, ..
+    } = command.expect("in time").expect("sent");
+    assert!(start_by > clock::now(), "it has its time to live from its turn on");
+    let DeviceOperation::Push { content, .. } = operation else {
+        panic!("{operation:?}")
     };
     (content, reply)
 }
 
-fn gone_out(reply: oneshot::Sender<Answer>) {
-    let done = Answer::Reply(Reply::done(Value::Null));
+fn gone_out(reply: oneshot::Sender<DeviceReply>) {
+    let done = DeviceReply::Reply(Reply::done(Value::Null));
     reply.send(done).expect("somebody waits");
 }
 
@@ -49,10 +51,9 @@ async fn end(told: &mut mpsc::Receiver<Event>) -> (Outcome, String) {
 }
 
 #[tokio::test]
-async fn the_files_of_a_guest_go_one_after_the_other_and_each_is_read_when_its_turn_comes() {
+async fn device_files_are_read_and_sent_one_by_one() {
     let dir = tempfile::tempdir().expect("a directory");
-    let store = Store::open(dir.path()).await.expect("opens");
-    let (fleet, [mut first, _second], desk) = desk(&store).await;
+    let (engine, fleet, [mut first, _second]) = start_with_devices(dir.path()).await;
     let [a, b, c] = ["a", "b", "c"].map(|name| dir.path().join(name));
     let files: [(&std::path::Path, u64); 3] = [(&a, 1), (&b, 2), (&c, 3)];
     let mut told = fleet.perform(send("d1", &files, 1_500)).await;
@@ -60,26 +61,25 @@ async fn the_files_of_a_guest_go_one_after_the_other_and_each_is_read_when_its_t
     assert_eq!(content.len(), 1);
     // Longer than the next one has to live.
     tokio::time::sleep(Duration::from_secs(2)).await;
-    assert!(first.orders.try_recv().is_err(), "the next one waits");
+    assert!(first.commands.try_recv().is_err(), "the next one waits");
     gone_out(reply);
     let (content, reply) = pushed(&mut first).await;
     assert_eq!(content.len(), 2);
     // Nobody waits for it any more: that changes nothing.
     told.close();
     tokio::time::sleep(Duration::from_millis(300)).await;
-    assert!(first.orders.try_recv().is_err(), "the next one waits still");
+    assert!(first.commands.try_recv().is_err(), "the next one waits still");
     gone_out(reply);
     let (content, reply) = pushed(&mut first).await;
     assert_eq!(content.len(), 3);
     gone_out(reply);
-    desk.close().await;
+    engine.shut_down().await;
 }
 
 #[tokio::test]
-async fn all_who_are_sent_a_file_get_it_as_it_was_when_that_was_asked_for_or_not_at_all() {
+async fn devices_get_a_file_as_requested_or_not_at_all() {
     let dir = tempfile::tempdir().expect("a directory");
-    let store = Store::open(dir.path()).await.expect("opens");
-    let (fleet, [mut first, mut second], desk) = desk(&store).await;
+    let (engine, fleet, [mut first, mut second]) = start_with_devices(dir.path()).await;
     let [a, b, new] = ["a", "b", "new"].map(|name| dir.path().join(name));
     let files: [(&std::path::Path, u64); 2] = [(&a, 1), (&b, 2)];
     for change in ["emptied", "another one of the same length"] {
@@ -105,26 +105,25 @@ async fn all_who_are_sent_a_file_get_it_as_it_was_when_that_was_asked_for_or_not
         let (state, why) = end(&mut told).await;
         let changed = format!("{b:?} changed since it was asked for; send it again");
         assert_eq!((state, why), (Outcome::Failed, changed), "{change}");
-        assert!(second.orders.try_recv().is_err());
+        assert!(second.commands.try_recv().is_err());
     }
-    desk.close().await;
+    engine.shut_down().await;
 }
 
 #[tokio::test]
-async fn files_for_guests_wait_for_room_in_memory_and_not_for_a_guest_that_takes_none() {
+async fn device_files_wait_for_memory_and_not_for_absent_devices() {
     let dir = tempfile::tempdir().expect("a directory");
-    let store = Store::open(dir.path()).await.expect("opens");
-    let (fleet, [mut first, mut second], desk) = desk(&store).await;
-    let most = u64::from(files::IN_MEMORY_MAX);
+    let (engine, fleet, [mut first, mut second]) = start_with_devices(dir.path()).await;
+    let most = u64::from(IN_MEMORY_MAX);
     let [a, b] = ["a", "b"].map(|name| dir.path().join(name));
     // It is away: the second has no more time than the first had.
     let _told = fleet.perform(send("d1", &[(&a, 1), (&b, 2)], 1_500)).await;
-    let order = first.orders.recv().await.expect("ordered");
-    let (begin, expired) = (order.begin, Reply::ended(Outcome::Expired, "away"));
-    order.reply.send(Answer::Reply(expired)).expect("somebody waits");
-    let order = first.orders.recv().await.expect("ordered");
-    assert!(order.begin < begin + Duration::from_secs(1));
-    gone_out(order.reply);
+    let command = first.commands.recv().await.expect("sent");
+    let (start_by, expired) = (command.start_by, Reply::ended(Outcome::Expired, "away"));
+    command.reply.send(DeviceReply::Reply(expired)).expect("somebody waits");
+    let command = first.commands.recv().await.expect("sent");
+    assert!(command.start_by < start_by + Duration::from_secs(1));
+    gone_out(command.reply);
     let _told = fleet.perform(send("d1,d2", &[(&a, most)], 1_500)).await;
     let (content, reply) = pushed(&mut first).await;
     let (same, other_reply) = pushed(&mut second).await;
@@ -133,23 +132,23 @@ async fn files_for_guests_wait_for_room_in_memory_and_not_for_a_guest_that_takes
     let asked = clock::now();
     gone_out(reply);
     tokio::time::sleep(Duration::from_secs(2)).await;
-    assert!(first.orders.try_recv().is_err(), "the other one needs it still");
+    assert!(first.commands.try_recv().is_err(), "the other one needs it still");
     gone_out(other_reply);
-    let order = first.orders.recv().await.expect("ordered");
+    let command = first.commands.recv().await.expect("sent");
     assert!(
-        order.begin > asked + Duration::from_secs(11),
+        command.start_by > asked + Duration::from_secs(11),
         "what it waited is not taken off its time to live"
     );
-    gone_out(order.reply);
-    desk.close().await;
+    gone_out(command.reply);
+    engine.shut_down().await;
 }
 
 #[tokio::test]
-async fn nobody_waits_for_room_in_memory_without_an_end() {
+async fn waits_for_memory_have_an_end() {
     let dir = tempfile::tempdir().expect("a directory");
-    let store = Store::open(dir.path()).await.expect("opens");
-    let (fleet, [mut first, mut second], desk) = desk(&store).await;
-    let most = u64::from(files::IN_MEMORY_MAX);
+    let (engine, fleet, [mut first, mut second]) = start_with_devices(dir.path()).await;
+    let store = engine.store();
+    let most = u64::from(IN_MEMORY_MAX);
     let [a, b] = ["a", "b"].map(|name| dir.path().join(name));
     let _told = fleet.perform(send("d1", &[(&a, most)], 60_000)).await;
     let (_, reply) = pushed(&mut first).await;
@@ -173,7 +172,7 @@ async fn nobody_waits_for_room_in_memory_without_an_end() {
         }
     };
     drop(told);
-    let why = past::why_not_sent(&store, number).await;
+    let why = history::why_not_sent(&store, number).await;
     assert_eq!(why, "not sent: whoever asked for it went away");
     // A stop overtakes it.
     let mut told = fleet.perform(send("d2", &[(&b, 1)], 60_000)).await;
@@ -185,6 +184,6 @@ async fn nobody_waits_for_room_in_memory_without_an_end() {
         "{state} {why}"
     );
     gone_out(reply);
-    assert!(first.orders.try_recv().is_err() && second.orders.try_recv().is_err());
-    desk.close().await;
+    assert!(first.commands.try_recv().is_err() && second.commands.try_recv().is_err());
+    engine.shut_down().await;
 }

@@ -1,10 +1,10 @@
-//! Files to and from guests: whole, in memory, because their systems know no parts.
+//! Files to and from bridged devices: whole, in memory, because their systems know no chunks.
 //!
-//! What is sent is read when its turn comes, once for all who get it then, and stays as long as any of them waits for it.
-//! Invariants: at most [`IN_MEMORY_MAX`] bytes of such files are in memory, of all that is sent at once, and nobody waits
-//! for room without an end; all who are sent a file get the bytes that it had when that was asked for, or none.
+//! A file that is sent is read when its turn comes, once for all devices that get it then, and stays in memory as long as
+//! any of them takes it. Invariants: at most [`IN_MEMORY_MAX`] bytes of such files are in memory, of all requests together,
+//! and no request waits for room without an end; all devices get the bytes that the file had when it was requested, or
+//! none.
 
-use std::collections::BTreeMap;
 use std::fs::{File, Metadata};
 use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -20,40 +20,49 @@ use swarm_shared::proto::hex;
 use swarm_shared::proto::outcome::Reply;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
-use super::work::{ASKER_GONE, Copy};
 use crate::fleet::Event;
 
-/// Most bytes of files that are in memory to be sent; a file that is longer takes all of it.
+/// Most bytes of files in memory to be sent; a longer file takes the whole budget.
 pub(super) const IN_MEMORY_MAX: u32 = 64 * 1024 * 1024;
-/// How long it is waited for room at least. Files over a slow network move, though none ends.
-const WAIT_MIN: Duration = Duration::from_secs(if cfg!(test) { 0 } else { 600 });
+/// Shortest wait for room: over a slow network files move although none ends.
+const ROOM_TIMEOUT_MIN: Duration = Duration::from_secs(if cfg!(test) { 0 } else { 600 });
 const NO_ROOM: &str = "not sent: too many files are on their way to drones, and none of them has ended for as long as \
                        `--ttl` says, and for 10 minutes; give it a longer `--ttl`, or send to fewer drones at once";
-/// The name of the only root of a fetch: the directory that the operator named.
-const ROOT: &str = "dir";
-/// Permissions of a copy: its own are not told.
+/// Why a file is not sent of which nobody waits for the end.
+pub(super) const CALLER_GONE: &str = "not sent: whoever asked for it went away";
+/// Name of the only root of a fetch: the directory that the operator named.
+pub(super) const ROOT: &str = "dir";
+/// Permissions of a copy: those of the original are not known.
 const MODE: u32 = 0o644;
 
-/// Room in memory for files that are sent.
+/// Where a fetched file goes.
 #[derive(Clone, Debug)]
-pub(super) struct Room {
+pub(super) struct CopyDestination {
+    pub(super) roots: Roots,
+    pub(super) dir: PathBuf,
+    pub(super) name: String,
+}
+
+/// Memory for files that are sent.
+#[derive(Clone, Debug)]
+pub(super) struct MemoryBudget {
     bytes: Arc<Semaphore>,
-    /// When some of it became free last.
+    /// When a part of it became free last.
     freed: Arc<watch::Sender<Option<Instant>>>,
 }
 
-/// How long it is waited for room.
+/// How long a file waits for memory.
 #[derive(Debug)]
-pub(super) struct Wait<'a> {
-    /// When its turn came.
+pub(super) struct RoomWait<'a> {
+    /// When the file's turn came.
     pub(super) since: Instant,
-    /// How long after that, and after each time that room became free, it is waited on; [`WAIT_MIN`] at least.
-    pub(super) longest: Duration,
-    /// Closed when whoever asked has gone.
-    pub(super) asker: &'a mpsc::Sender<Event>,
+    /// Time-out, counted from then and again from each time that memory became free; at least [`ROOM_TIMEOUT_MIN`].
+    pub(super) timeout: Duration,
+    /// Closed when the caller is gone.
+    pub(super) caller: &'a mpsc::Sender<Event>,
 }
 
-impl Default for Room {
+impl Default for MemoryBudget {
     fn default() -> Self {
         Self {
             bytes: Arc::new(Semaphore::new(IN_MEMORY_MAX as usize)),
@@ -62,47 +71,46 @@ impl Default for Room {
     }
 }
 
-impl Room {
-    /// Some of it; who came first gets it first.
-    async fn take(&self, bytes: u64, wait: &Wait<'_>) -> Result<OwnedSemaphorePermit, Reply> {
+impl MemoryBudget {
+    /// Takes a part of it, in the order of the requests.
+    async fn take(&self, bytes: u64, wait: &RoomWait<'_>) -> Result<OwnedSemaphorePermit, Reply> {
         let wanted = u32::try_from(bytes).map_or(IN_MEMORY_MAX, |bytes| bytes.min(IN_MEMORY_MAX));
         let mut taken = std::pin::pin!(Arc::clone(&self.bytes).acquire_many_owned(wanted));
         let mut freed = self.freed.subscribe();
-        let longest = wait.longest.max(WAIT_MIN);
+        let longest = wait.timeout.max(ROOM_TIMEOUT_MIN);
         loop {
             let since = (*freed.borrow_and_update()).map_or(wait.since, |freed| freed.max(wait.since));
             tokio::select! {
                 biased;
                 room = &mut taken => return room.map_err(|closed| Reply::failed(closed.to_string())),
-                () = wait.asker.closed() => return Err(Reply::refused(ASKER_GONE)),
-                // Its sender is ours.
-                _always = freed.changed() => {}
+                () = wait.caller.closed() => return Err(Reply::refused(CALLER_GONE)),
+                _always_open = freed.changed() => {}
                 () = clock::sleep_until(since + longest) => return Err(Reply::refused(NO_ROOM)),
             }
         }
     }
 }
 
-/// A file to be sent, to whoever it is.
+/// A file that is sent to one device or more.
 #[derive(Debug)]
-pub(super) struct Source {
+pub(super) struct SharedFile {
     path: PathBuf,
-    /// As it was when that was asked for.
-    seen: Seen,
-    room: Room,
-    held: Mutex<Weak<Held>>,
+    /// The file as it was when it was requested.
+    seen: FileStamp,
+    budget: MemoryBudget,
+    loaded: Mutex<Weak<LoadedFile>>,
 }
 
-/// What tells a file from what it becomes.
+/// Changes when the file does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Seen {
+struct FileStamp {
     device: u64,
     inode: u64,
     bytes: u64,
     modified: (i64, i64),
 }
 
-impl Seen {
+impl FileStamp {
     fn of(meta: &Metadata) -> Self {
         Self {
             device: meta.dev(),
@@ -115,59 +123,59 @@ impl Seen {
 
 /// A file in memory.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct LoadedFile {
     pub(super) content: Bytes,
-    room: Room,
+    budget: MemoryBudget,
     _taken: OwnedSemaphorePermit,
 }
 
-impl Drop for Held {
+impl Drop for LoadedFile {
     fn drop(&mut self) {
-        self.room.freed.send_replace(Some(clock::now()));
+        self.budget.freed.send_replace(Some(clock::now()));
     }
 }
 
-impl Source {
-    /// A file as it is now.
-    pub(super) async fn look(path: PathBuf, room: Room) -> Result<Arc<Self>, Reply> {
+impl SharedFile {
+    /// Takes the stamp of a file.
+    pub(super) async fn open(path: PathBuf, budget: MemoryBudget) -> Result<Arc<Self>, Reply> {
         let looked = blocking(move || {
             let meta = std::fs::metadata(&path).map_err(|error| unreadable(&path, &error))?;
             if !meta.is_file() {
                 return Err(format!("{} is not a file", path.display()));
             }
-            Ok((Seen::of(&meta), path))
+            Ok((FileStamp::of(&meta), path))
         });
         let (seen, path) = looked.await?;
         Ok(Arc::new(Self {
             path,
             seen,
-            room,
-            held: Mutex::default(),
+            budget,
+            loaded: Mutex::default(),
         }))
     }
 
-    /// All of it, once there is room for it, if it has at most so many bytes.
-    pub(super) async fn read(&self, bytes_max: u64, wait: Wait<'_>) -> Result<Arc<Held>, Reply> {
+    /// Reads the whole file once there is memory for it; fails if it has more than `bytes_max` bytes or has changed.
+    pub(super) async fn read(&self, bytes_max: u64, wait: RoomWait<'_>) -> Result<Arc<LoadedFile>, Reply> {
         if self.seen.bytes > bytes_max {
             return Err(Reply::failed(format!(
-                "{} is longer than the {bytes_max} bytes that this drone is sent; see `file_bytes` of its door",
+                "{} is longer than the {bytes_max} bytes that this drone is sent; see `file_bytes` of its gateway",
                 self.path.display()
             )));
         }
-        // Whoever has it waits no longer than that for room.
-        let mut held = self.held.lock().await;
-        if let Some(there) = held.upgrade() {
+        // Locked for at most as long as the wait for memory.
+        let mut loaded = self.loaded.lock().await;
+        if let Some(there) = loaded.upgrade() {
             return Ok(there);
         }
-        let taken = self.room.take(self.seen.bytes, &wait).await?;
+        let taken = self.budget.take(self.seen.bytes, &wait).await?;
         let (path, seen) = (self.path.clone(), self.seen);
         let content = blocking(move || read_whole(&path, seen)).await?;
-        let read = Arc::new(Held {
+        let read = Arc::new(LoadedFile {
             content,
-            room: self.room.clone(),
+            budget: self.budget.clone(),
             _taken: taken,
         });
-        *held = Arc::downgrade(&read);
+        *loaded = Arc::downgrade(&read);
         Ok(read)
     }
 }
@@ -185,11 +193,11 @@ fn unreadable(path: &Path, error: &std::io::Error) -> String {
     format!("cannot read {}: {error}", path.display())
 }
 
-/// All of a file, if it is still what was seen of it.
-fn read_whole(path: &Path, seen: Seen) -> Result<Bytes, String> {
+/// Reads a whole file, if its stamp is still the same.
+fn read_whole(path: &Path, seen: FileStamp) -> Result<Bytes, String> {
     let failed = |error| unreadable(path, &error);
     let file = File::open(path).map_err(failed)?;
-    let is_the_same = |file: &File| file.metadata().map(|meta| Seen::of(&meta) == seen);
+    let is_the_same = |file: &File| file.metadata().map(|meta| FileStamp::of(&meta) == seen);
     let mut same = is_the_same(&file).map_err(failed)?;
     let mut content = Vec::new();
     if same {
@@ -205,17 +213,8 @@ fn read_whole(path: &Path, seen: Seen) -> Result<Bytes, String> {
     Ok(content.into())
 }
 
-/// The directory of a fetch, made if need be.
-pub(super) async fn open_dir(dir: PathBuf) -> Result<Roots, String> {
-    let made = tokio::task::spawn_blocking(move || {
-        std::fs::create_dir_all(&dir).map_err(|error| format!("cannot make {}: {error}", dir.display()))?;
-        Ok(Roots::new(BTreeMap::from([(ROOT.to_owned(), dir)])))
-    });
-    made.await.map_err(|error| error.to_string())?
-}
-
 /// Writes a fetched file below the operator's directory, whole or not at all.
-pub(super) async fn write(content: Bytes, copy: Copy) -> Reply {
+pub(super) async fn write_copy(content: Bytes, copy: CopyDestination) -> Reply {
     let writing = tokio::task::spawn_blocking(move || {
         let digest = ring::digest::digest(&ring::digest::SHA256, &content);
         let mut sha256 = [0; 32];

@@ -1,15 +1,15 @@
-//! What the history keeps of commands to guests, and what is sent again from it.
+//! The history of commands to bridged devices, and retries from it.
 
 use super::*;
 use crate::fleet::HistoryRequest;
 
-/// Takes the next order, and says how it ended.
-async fn ended(orders: &mut mpsc::Receiver<Order>, reply: Reply) -> Order {
-    let order = tokio::time::timeout(Duration::from_secs(20), orders.recv()).await;
-    let mut order = order.expect("in time").expect("ordered");
-    let told = std::mem::replace(&mut order.reply, oneshot::channel().0);
-    let _gone = told.send(Answer::Reply(reply));
-    order
+/// Takes the next command, and says how it ended.
+async fn ended(commands: &mut mpsc::Receiver<DeviceCommand>, reply: Reply) -> DeviceCommand {
+    let command = tokio::time::timeout(Duration::from_secs(20), commands.recv()).await;
+    let mut command = command.expect("in time").expect("sent");
+    let told = std::mem::replace(&mut command.reply, oneshot::channel().0);
+    let _gone = told.send(DeviceReply::Reply(reply));
+    command
 }
 
 /// What is told, to its end: numbers in the history, notes, and how each delivery ended.
@@ -34,17 +34,17 @@ async fn all_told(
 /// The deliveries of a command as the history has them.
 async fn past(store: &Store, number: u64) -> Vec<HistoryDelivery> {
     let dir = store.path().parent().expect("in a directory").to_owned();
-    let past = history::run_query(&dir, move |connection| {
-        history::deliveries(connection, number, &HistoryQuery::default())
+    let past = store_history::run_query(&dir, move |connection| {
+        store_history::deliveries(connection, number, &HistoryQuery::default())
     });
     past.await.expect("reads").expect("a file")
 }
 
 /// Asks once and has all fail, and returns the number of that in the history.
-async fn failed(fleet: &Fleet, seats: [&mut Seat; 2]) -> u64 {
+async fn failed(fleet: &Fleet, devices: [&mut DeviceGuard; 2]) -> u64 {
     let told = fleet.perform(all_led(None)).await;
-    for seat in seats {
-        ended(&mut seat.orders, Reply::failed("no")).await;
+    for device in devices {
+        ended(&mut device.commands, Reply::failed("no")).await;
     }
     let (numbers, _, ends) = all_told(told).await;
     assert_eq!(ends.len(), 2);
@@ -53,13 +53,13 @@ async fn failed(fleet: &Fleet, seats: [&mut Seat; 2]) -> u64 {
 }
 
 #[tokio::test]
-async fn what_acts_on_guests_has_a_number_that_is_told() {
+async fn device_command_reports_its_history_number() {
     let dir = tempfile::tempdir().expect("a directory");
-    let store = Store::open(dir.path()).await.expect("opens");
-    let (fleet, [mut first, mut second], desk) = desk(&store).await;
+    let (engine, fleet, [mut first, mut second]) = start_with_devices(dir.path()).await;
+    let store = engine.store();
     let number = failed(&fleet, [&mut first, &mut second]).await;
     assert_eq!(past(&store, number).await.len(), 2);
-    desk.close().await;
+    engine.shut_down().await;
 }
 
 fn again(number: u64) -> HistoryRequest {
@@ -71,10 +71,9 @@ fn again(number: u64) -> HistoryRequest {
 }
 
 #[tokio::test]
-async fn what_is_repeated_counts_from_when_it_was_asked_and_a_stop_meanwhile_withdraws_it() {
+async fn retry_ages_from_its_request_and_a_stop_withdraws_it() {
     let dir = tempfile::tempdir().expect("a directory");
-    let store = Store::open(dir.path()).await.expect("opens");
-    let (fleet, [mut first, mut second], desk) = desk(&store).await;
+    let (engine, fleet, [mut first, mut second]) = start_with_devices(dir.path()).await;
     let number = failed(&fleet, [&mut first, &mut second]).await;
     // Both are there before the history is read.
     let told = fleet.perform(again(number)).await;
@@ -82,11 +81,10 @@ async fn what_is_repeated_counts_from_when_it_was_asked_and_a_stop_meanwhile_wit
         .perform(ActRequest::Stop {
             selector: Selector::parse("d2").expect("a name"),
             timeout_ms: Some(10_000),
-            also_bridged: false,
         })
         .await;
     let stop = ended(&mut second.stops, Reply::done(Value::Null)).await;
-    let repeated = ended(&mut first.orders, Reply::done(Value::Null)).await;
+    let repeated = ended(&mut first.commands, Reply::done(Value::Null)).await;
     assert!(
         repeated.issued <= stop.issued,
         "it ages from when it was asked for"
@@ -96,28 +94,27 @@ async fn what_is_repeated_counts_from_when_it_was_asked_and_a_stop_meanwhile_wit
         ends.iter().map(|(_, state, _)| *state).collect::<Vec<_>>(),
         [Outcome::Done, Outcome::Refused]
     );
-    assert!(ends[1].2.contains("withdrawn by an emergency stop"), "{ends:?}");
-    assert!(second.orders.try_recv().is_err(), "nothing is sent");
+    assert!(ends[1].2.contains("withdrawn by the emergency stop"), "{ends:?}");
+    assert!(second.commands.try_recv().is_err(), "nothing is sent");
     drop(stopping);
-    desk.close().await;
+    engine.shut_down().await;
 }
 
 #[tokio::test]
-async fn whoever_repeats_a_command_is_told_who_is_not_known_now() {
+async fn retry_names_devices_that_are_gone() {
     let dir = tempfile::tempdir().expect("a directory");
-    let store = Store::open(dir.path()).await.expect("opens");
-    let (fleet, [mut first, mut second], desk) = desk(&store).await;
+    let (engine, fleet, [mut first, mut second]) = start_with_devices(dir.path()).await;
     let number = failed(&fleet, [&mut first, &mut second]).await;
     drop(second);
     let told = fleet.perform(again(number)).await;
-    ended(&mut first.orders, Reply::done(Value::Null)).await;
+    ended(&mut first.commands, Reply::done(Value::Null)).await;
     let (_, notes, ends) = all_told(told).await;
     assert_eq!(ends.len(), 1);
     assert!(
         notes.len() == 1 && notes[0].starts_with("no node matches d2, "),
         "{notes:?}"
     );
-    desk.close().await;
+    engine.shut_down().await;
 }
 
 /// Why the second delivery was not sent, once that is in the history.
@@ -134,10 +131,10 @@ pub(super) async fn why_not_sent(store: &Store, number: u64) -> String {
 }
 
 #[tokio::test]
-async fn later_batches_of_whoever_went_away_say_so() {
+async fn batches_of_a_gone_caller_are_refused() {
     let dir = tempfile::tempdir().expect("a directory");
-    let store = Store::open(dir.path()).await.expect("opens");
-    let (fleet, [mut first, mut second], desk) = desk(&store).await;
+    let (engine, fleet, [mut first, mut second]) = start_with_devices(dir.path()).await;
+    let store = engine.store();
     for keep_going in [false, true] {
         let batch = Batch {
             size: BatchSize::Count(1),
@@ -150,21 +147,21 @@ async fn later_batches_of_whoever_went_away_say_so() {
                 break number;
             }
         };
-        let order = first.orders.recv().await.expect("ordered");
+        let command = first.commands.recv().await.expect("sent");
         drop(told);
         let why = why_not_sent(&store, number).await;
         assert_eq!(why, "not sent: whoever asked for it went away");
-        drop(order);
+        drop(command);
     }
-    assert!(second.orders.try_recv().is_err());
-    desk.close().await;
+    assert!(second.commands.try_recv().is_err());
+    engine.shut_down().await;
 }
 
 #[tokio::test]
-async fn later_batches_of_whoever_went_away_in_between_do_not_go_out_though_somebody_follows() {
+async fn batches_of_a_gone_caller_are_not_sent_while_subscribed() {
     let dir = tempfile::tempdir().expect("a directory");
-    let store = Store::open(dir.path()).await.expect("opens");
-    let (fleet, [mut first, mut second], desk) = desk(&store).await;
+    let (engine, fleet, [mut first, mut second]) = start_with_devices(dir.path()).await;
+    let store = engine.store();
     let mut follower = fleet.perform(NodesRequest::Follow { telemetry: false }).await;
     assert!(
         matches!(follower.recv().await, Some(Event::Node(_))),
@@ -181,7 +178,7 @@ async fn later_batches_of_whoever_went_away_in_between_do_not_go_out_though_some
             break number;
         }
     };
-    ended(&mut first.orders, Reply::done(Value::Null)).await;
+    ended(&mut first.commands, Reply::done(Value::Null)).await;
     while !matches!(told.recv().await.expect("told"), Event::Delivery(_)) {}
     drop(told);
     let mut heard = Vec::new();
@@ -202,23 +199,22 @@ async fn later_batches_of_whoever_went_away_in_between_do_not_go_out_though_some
     );
     let why = why_not_sent(&store, number).await;
     assert_eq!(why, "not sent: whoever asked for it went away");
-    assert!(second.orders.try_recv().is_err());
-    desk.close().await;
+    assert!(second.commands.try_recv().is_err());
+    engine.shut_down().await;
 }
 
 #[tokio::test]
-async fn what_a_door_has_not_read_when_it_closes_was_not_sent() {
+async fn command_not_taken_by_a_closing_gateway_was_not_sent() {
     let dir = tempfile::tempdir().expect("a directory");
-    let store = Store::open(dir.path()).await.expect("opens");
-    let (fleet, [first, mut second], desk) = desk(&store).await;
+    let (engine, fleet, [first, mut second]) = start_with_devices(dir.path()).await;
     let told = fleet.perform(all_led(None)).await;
-    ended(&mut second.orders, Reply::done(Value::Null)).await;
-    assert_eq!(first.orders.len(), 1);
+    ended(&mut second.commands, Reply::done(Value::Null)).await;
+    assert_eq!(first.commands.len(), 1);
     drop(first);
     let (_, _, ends) = all_told(told).await;
-    let why = "its door is closed: nothing was sent".to_owned();
+    let why = "its gateway is closed: nothing was sent".to_owned();
     assert_eq!(ends[0], ("d1".to_owned(), Outcome::NoAnswer, why));
-    desk.close().await;
+    engine.shut_down().await;
 }
 
 /// A disk that refuses to write so, until the trigger is dropped.
@@ -231,10 +227,10 @@ fn full(store: &Store, write: &str, table: &str) -> rusqlite::Connection {
 }
 
 #[tokio::test]
-async fn what_cannot_be_stored_is_refused_and_not_sent() {
+async fn unstorable_device_command_is_refused() {
     let dir = tempfile::tempdir().expect("a directory");
-    let store = Store::open(dir.path()).await.expect("opens");
-    let (fleet, [mut first, _second], desk) = desk(&store).await;
+    let (engine, fleet, [mut first, _second]) = start_with_devices(dir.path()).await;
+    let store = engine.store();
     let _disk = full(&store, "INSERT", "commands");
     let (numbers, _, ends) = all_told(fleet.perform(all_led(None)).await).await;
     assert_eq!((numbers.len(), ends.len()), (0, 2));
@@ -244,15 +240,15 @@ async fn what_cannot_be_stored_is_refused_and_not_sent() {
             "{why}"
         );
     }
-    assert!(first.orders.try_recv().is_err());
-    desk.close().await;
+    assert!(first.commands.try_recv().is_err());
+    engine.shut_down().await;
 }
 
 #[tokio::test]
-async fn an_end_that_the_disk_refuses_is_stored_when_it_takes_it() {
+async fn device_outcome_is_stored_when_the_disk_recovers() {
     let dir = tempfile::tempdir().expect("a directory");
-    let store = Store::open(dir.path()).await.expect("opens");
-    let (fleet, [mut first, mut second], desk) = desk(&store).await;
+    let (engine, fleet, [mut first, mut second]) = start_with_devices(dir.path()).await;
+    let store = engine.store();
     let mut told = fleet.perform(all_led(None)).await;
     let number = loop {
         if let Event::Issued { number } = told.recv().await.expect("told") {
@@ -260,8 +256,8 @@ async fn an_end_that_the_disk_refuses_is_stored_when_it_takes_it() {
         }
     };
     let disk = full(&store, "UPDATE", "deliveries");
-    for seat in [&mut first, &mut second] {
-        ended(&mut seat.orders, Reply::done(Value::Null)).await;
+    for device in [&mut first, &mut second] {
+        ended(&mut device.commands, Reply::done(Value::Null)).await;
     }
     let (_, _, ends) = all_told(told).await;
     assert_eq!(ends.len(), 2, "nobody waits for a disk");
@@ -278,14 +274,14 @@ async fn an_end_that_the_disk_refuses_is_stored_when_it_takes_it() {
         assert!(clock::since(started) < Duration::from_secs(20), "still open");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    desk.close().await;
+    engine.shut_down().await;
 }
 
 #[tokio::test]
-async fn a_release_that_is_stored_late_has_its_ends_in_the_history() {
+async fn late_stored_device_release_has_its_ends() {
     let dir = tempfile::tempdir().expect("a directory");
-    let store = Store::open(dir.path()).await.expect("opens");
-    let (fleet, [mut first, mut second], desk) = desk(&store).await;
+    let (engine, fleet, [mut first, mut second]) = start_with_devices(dir.path()).await;
+    let store = engine.store();
     let is_open = |past: &HistoryDelivery| past.state == HistoryState::Open;
     let all_ended = async |number| {
         let started = clock::now();
@@ -299,8 +295,8 @@ async fn a_release_that_is_stored_late_has_its_ends_in_the_history() {
         }
     };
     let stopping = fleet.perform(all_stop()).await;
-    for seat in [&mut first, &mut second] {
-        assert_eq!(done(&mut seat.stops).await, Work::Stop);
+    for device in [&mut first, &mut second] {
+        assert_eq!(done(&mut device.stops).await, DeviceOperation::Stop);
     }
     all_ended(1).await;
     drop(stopping);
@@ -312,8 +308,8 @@ async fn a_release_that_is_stored_late_has_its_ends_in_the_history() {
         timeout_ms: 300,
     };
     let releasing = fleet.perform(release).await;
-    for seat in [&mut first, &mut second] {
-        assert_eq!(done(&mut seat.orders).await, Work::Release);
+    for device in [&mut first, &mut second] {
+        assert_eq!(done(&mut device.commands).await, DeviceOperation::Release);
     }
     let (_, _, ends) = all_told(releasing).await;
     assert_eq!(ends.len(), 2, "nobody waits for the disk");
@@ -321,5 +317,5 @@ async fn a_release_that_is_stored_late_has_its_ends_in_the_history() {
     let released = all_ended(2).await;
     let done = |past: &HistoryDelivery| past.state == HistoryState::Ended(Outcome::Done);
     assert!(released.iter().all(done), "{released:?}");
-    desk.close().await;
+    engine.shut_down().await;
 }
