@@ -260,7 +260,6 @@ impl Engine {
                 registry.lock().is_member(id)
             })
             .await?;
-        tasks.spawn(delivery_task.run(delivery_inbox, shutdown.clone()));
         let engine_store = store.clone();
         let gateway_peers = GatewayPeers::default();
         let task = EngineTask {
@@ -309,6 +308,8 @@ impl Engine {
                 .send(delivery_task::DeliveryCommand::ApplyWithdrawals)
                 .await;
         }
+        // Behind the withdrawal: the task hears of links by itself, and must not send to them what the stop withdraws.
+        tasks.spawn(delivery_task.run(delivery_inbox, shutdown.clone()));
         tasks.spawn(history_writer::prune(
             task.store.clone(),
             config.history,
