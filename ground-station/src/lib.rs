@@ -7,6 +7,7 @@
 //! | [`gateways`] | connects programs that speak other protocols |
 //! | [`store`] | keeps members, invitations, commands and their deliveries over restarts |
 //! | [`config`] | reads `config.toml` and `GROUND_STATION_*` |
+//! | [`text`] | folds names of nodes |
 //! | `http` | feature `http`: the HTTP server that gateways share |
 //! | [`users`] | checks passwords and tokens of gateway users |
 //! | [`view`] | turns events into text and JSON |
@@ -22,6 +23,7 @@ pub mod gateways;
 #[cfg(feature = "http")]
 mod http;
 pub mod store;
+pub mod text;
 pub mod users;
 pub mod view;
 

@@ -85,6 +85,96 @@ fn proto_reads_no_clock_socket_or_file() {
     assert!(faults.is_empty(), "\n{}\n", faults.join("\n"));
 }
 
+/// Folders, what their code must not name, and why not.
+const BANNED_IN_FOLDERS: &[(&str, &[&str], &str)] = &[
+    (
+        "shared/src/api",
+        &[
+            "tokio",
+            "tracing",
+            "thiserror",
+            "crate::net",
+            "crate::client",
+            "std::fs",
+            "std::io",
+        ],
+        "requests and events are plain data: serde and proto only",
+    ),
+    (
+        "shared/src/client",
+        &["crate::net", "rusqlite", "clap"],
+        "a client asks a station; it holds no links",
+    ),
+    (
+        "shared/src/net",
+        &["crate::api", "crate::client"],
+        "links know nothing of requests",
+    ),
+    (
+        "ground-station/src/store",
+        &[
+            "crate::fleet",
+            "crate::engine",
+            "crate::gateways",
+            "crate::control",
+            "crate::view",
+            "crate::cli",
+        ],
+        "the store is below the engine",
+    ),
+    (
+        "ground-station/src/view",
+        &[
+            "crate::fleet",
+            "crate::engine",
+            "crate::gateways",
+            "crate::control",
+            "crate::store",
+            "crate::cli",
+        ],
+        "a view turns events into text, and asks nothing",
+    ),
+    (
+        "ground-station/src/fleet",
+        &["crate::gateways", "crate::view", "crate::cli"],
+        "the engine never prints, and knows no gateway",
+    ),
+    (
+        "ground-station/src/engine",
+        &["crate::gateways", "crate::view", "crate::cli"],
+        "the engine never prints, and knows no gateway",
+    ),
+    (
+        "ground-station/src/control",
+        &["crate::gateways", "crate::view", "crate::cli", "crate::store"],
+        "the control socket passes requests on",
+    ),
+    (
+        "ground-station/src/gateways",
+        &["crate::view", "crate::cli", "crate::control"],
+        "gateways ask the fleet, and print nothing",
+    ),
+];
+
+#[test]
+fn folders_depend_downwards_only() {
+    let mut faults = Vec::new();
+    let folders = BANNED_IN_FOLDERS
+        .iter()
+        .map(|(folder, words, why)| (workspace_root().join(folder), words, why))
+        .filter(|(folder, ..)| folder.is_dir());
+    for (folder, words, why) in folders {
+        for path in source_files(&folder) {
+            for (number, line) in code_lines(&path) {
+                for word in words.iter().filter(|word| line.contains(**word)) {
+                    faults.push(format!("{}:{number}: {word}: {why}", path.display()));
+                }
+            }
+        }
+    }
+    assert!(faults.is_empty(), "\n{}\n", faults.join("\n"));
+}
+
 #[test]
 fn clocks_are_read_in_one_file() {
     let mut faults = Vec::new();

@@ -23,25 +23,47 @@ pub fn binaries() -> &'static Binaries {
     ONCE.get_or_init(find_or_build)
 }
 
-fn find_or_build() -> Binaries {
+/// An example of the shared crate, built with the running test's profile.
+///
+/// # Panics
+/// If the examples do not build.
+pub fn example(name: &str) -> PathBuf {
+    static ONCE: OnceLock<PathBuf> = OnceLock::new();
+    let folder = ONCE.get_or_init(|| {
+        let profile = profile_dir();
+        build(&profile, &["--package", "swarm-shared", "--examples"]);
+        profile.join("examples")
+    });
+    folder.join(name)
+}
+
+/// target/PROFILE, where the running test was built.
+fn profile_dir() -> PathBuf {
     let test = std::env::current_exe().expect("a running test has a path");
     // target/PROFILE/deps/TEST, or target/PROFILE/BENCH
-    let profile = test
-        .ancestors()
-        .skip(1)
-        .find(|dir| !dir.ends_with("deps"))
-        .expect("a test lies in a profile's directory");
+    let profile = test.ancestors().skip(1).find(|dir| !dir.ends_with("deps"));
+    profile.expect("a test lies in a profile's directory").to_owned()
+}
+
+fn workspace_root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("this package is a member of a workspace")
+}
+
+fn find_or_build() -> Binaries {
+    let profile = profile_dir();
     let found = Binaries {
         node: profile.join("swarm-node"),
         station: profile.join("ground-station"),
     };
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("this package is a member of a workspace");
+    let root = workspace_root();
     let newest = newest_source(root);
     let fresh = |binary: &Path| modified(binary).is_some_and(|built| Some(built) >= newest);
     if !(fresh(&found.node) && fresh(&found.station)) {
-        build(root, profile);
+        let node = ["--package", "swarm-node", "--bin", "swarm-node"];
+        let station = ["--package", "ground-station", "--bin", "ground-station"];
+        build(&profile, &[node, station].concat());
     }
     for binary in [&found.node, &found.station] {
         assert!(binary.is_file(), "{} was not built", binary.display());
@@ -49,21 +71,14 @@ fn find_or_build() -> Binaries {
     found
 }
 
-fn build(root: &Path, profile: &Path) {
+fn build(profile: &Path, what: &[&str]) {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let target = profile.parent().expect("a profile lies in a target directory");
     let mut command = Command::new(cargo);
     command
-        .current_dir(root)
-        .args([
-            "build",
-            "--quiet",
-            "--package",
-            "swarm-node",
-            "--bin",
-            "swarm-node",
-        ])
-        .args(["--package", "ground-station", "--bin", "ground-station"])
+        .current_dir(workspace_root())
+        .args(["build", "--quiet"])
+        .args(what)
         .arg("--target-dir")
         .arg(target);
     if profile.ends_with("release") {

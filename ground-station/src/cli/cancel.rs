@@ -8,8 +8,8 @@ use super::history::number;
 use super::request::{RequestEnd, follow};
 use super::screen::{CliError, EXIT_FAILED, EXIT_INTERRUPTED, Screen};
 use crate::duration::to_ms;
-use crate::fleet::HistoryRequest;
 use crate::view::history::HistoryReport;
+use swarm_shared::api::HistoryRequest;
 
 /// Take a command back: what has not been sent to its node yet never is
 #[derive(Debug, clap::Args)]

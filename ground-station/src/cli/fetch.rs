@@ -8,7 +8,8 @@ use super::screen::{CliError, Screen};
 use super::send::absolute;
 use super::{CommonOptions, request};
 use crate::duration::to_ms;
-use crate::fleet::{ActRequest, files};
+use crate::fleet::files;
+use swarm_shared::api::ActRequest;
 
 /// Collect a file from nodes; each copy is named by its node
 #[derive(Debug, clap::Args)]

@@ -9,8 +9,8 @@ use super::connect::Connection;
 use super::request::{RequestEnd, follow};
 use super::screen::{CliError, EXIT_INTERRUPTED, Screen};
 use crate::duration::{self, to_ms};
-use crate::fleet::{Event, FleetRequest};
 use crate::view;
+use swarm_shared::api::{Event, FleetRequest};
 
 /// Make a fleet, take nodes and stations in, put them out
 #[derive(Debug, clap::Args)]

@@ -10,8 +10,8 @@ use super::connect::Connection;
 use super::request::{RequestEnd, follow, run_request};
 use super::screen::{CliError, EXIT_INTERRUPTED, Screen};
 use crate::duration::{self, to_ms};
-use crate::fleet::{Failure, HistoryQuery, HistoryRequest, HistoryState};
 use crate::view::history::HistoryReport;
+use swarm_shared::api::{Failure, HistoryQuery, HistoryRequest, HistoryState};
 
 /// Show what was sent and how each delivery ended; who did what; repeat what was not done
 #[derive(Debug, clap::Args)]

@@ -12,9 +12,10 @@ use super::connect::Connection;
 use super::request::{RequestEnd, follow};
 use super::screen::{CliError, EXIT_INTERRUPTED, EXIT_NO_MATCH, Screen};
 use crate::duration::to_ms;
-use crate::fleet::{Event, Failure, Fleet, NodesRequest, Request};
 use crate::view::Style;
 use crate::view::nodes::NodeTable;
+use swarm_shared::api::{Event, Failure, NodeView, NodesRequest, Request};
+use swarm_shared::client::Fleet;
 
 /// Shortest time between two redraws.
 const REDRAW_MIN: Duration = Duration::from_millis(100);
@@ -145,7 +146,7 @@ struct LiveTable {
 }
 
 impl LiveTable {
-    fn update(&mut self, view: &crate::fleet::NodeView, style: Style) -> Option<String> {
+    fn update(&mut self, view: &NodeView, style: Style) -> Option<String> {
         if view.has_left() {
             self.updated_at.remove(&view.id);
         } else {

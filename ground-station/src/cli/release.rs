@@ -5,7 +5,7 @@ use swarm_shared::proto::selector::Selector;
 use super::screen::{CliError, Screen};
 use super::{CommonOptions, request};
 use crate::duration::to_ms;
-use crate::fleet::ActRequest;
+use swarm_shared::api::ActRequest;
 
 /// End an emergency stop: each node from the stop that is in force there now
 #[derive(Debug, clap::Args)]

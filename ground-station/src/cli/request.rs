@@ -12,8 +12,9 @@ use super::CommonOptions;
 use super::connect::Connection;
 use super::screen::{CliError, EXIT_INTERRUPTED, Screen};
 use crate::duration::to_ms;
-use crate::fleet::{ActRequest, Delivery, Event, Failure, Fleet, Request};
 use crate::view::deliveries::DeliveryReport;
+use swarm_shared::api::{ActRequest, Delivery, Event, Failure, Request};
+use swarm_shared::client::Fleet;
 
 /// How often progress is shown; what takes less time shows none.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);

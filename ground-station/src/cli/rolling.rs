@@ -9,7 +9,7 @@ use super::connect::Connection;
 use super::request::{self, RequestEnd};
 use super::screen::{CliError, Screen};
 use crate::duration::{self, to_ms};
-use crate::fleet::{ActRequest, Batch, BatchSize, Event, NodesRequest};
+use swarm_shared::api::{ActRequest, Batch, BatchSize, Event, NodesRequest};
 
 /// Options of verbs that make many nodes act.
 #[derive(Clone, Copy, Debug, clap::Args)]

@@ -11,9 +11,9 @@ use crate::control::lock::LockError;
 use crate::control::server::ServerError;
 use crate::fleet::engine::EngineError;
 use crate::fleet::files::FilesError;
-use crate::fleet::{Event, Failure};
 use crate::view::deliveries::DeliveryReport;
 use crate::view::{self, Paint, Style};
+use swarm_shared::api::{Event, Failure};
 
 /// Exit status: it was tried and failed.
 pub(super) const EXIT_FAILED: u8 = 1;

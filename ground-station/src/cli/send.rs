@@ -7,7 +7,8 @@ use swarm_shared::proto::selector::Selector;
 use super::screen::{CliError, Screen};
 use super::{CommonOptions, request};
 use crate::duration::to_ms;
-use crate::fleet::{ActRequest, FileToSend, FilesToSend, files};
+use crate::fleet::files;
+use swarm_shared::api::{ActRequest, FileToSend, FilesToSend};
 
 /// Send files to nodes: the same to all, or to each its own
 #[derive(Debug, clap::Args)]

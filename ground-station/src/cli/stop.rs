@@ -14,9 +14,10 @@ use super::connect::Connection;
 use super::request::{self, RequestEnd};
 use super::screen::{CliError, EXIT_FAILED, Screen};
 use crate::duration::to_ms;
-use crate::fleet::{ActRequest, Delivery, Event, Failure, Fleet, Request};
 use crate::view::deliveries::DeliveryReport;
 use crate::view::stop::StopProgress;
+use swarm_shared::api::{ActRequest, Delivery, Event, Failure, Request};
+use swarm_shared::client::Fleet;
 
 /// Emergency stop: at once, by every way, until all have answered
 #[derive(Debug, clap::Args)]

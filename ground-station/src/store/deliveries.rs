@@ -21,7 +21,7 @@ use swarm_shared::proto::wire::Lane;
 use super::members::{decode_json, encode_json};
 use super::timestamp::{StoredDeadline, Timestamp, remaining_ms, whole_micros};
 use super::{HistoryNumber, StoreError, audit, from_sql, meta, to_sql};
-use crate::fleet::{CommandKind, NodeRef};
+use swarm_shared::api::{CommandKind, NodeRef};
 
 /// Most bytes kept of each text of a reply: its output, its error, its value. The live reply goes to whoever asked
 /// whole.

@@ -13,7 +13,7 @@ use swarm_shared::proto::selector::{NodeAttributes, Selector};
 
 use super::members::decode_json;
 use super::{StoreError, audit, deliveries, from_sql, open_read_only, to_sql};
-use crate::fleet::{
+use swarm_shared::api::{
     AuditView, CommandKind, CommandView, HistoryDelivery, HistoryQuery, HistoryState, round_to_microsecond,
 };
 

@@ -17,9 +17,9 @@ use swarm_shared::proto::delivery::Stage;
 use swarm_shared::proto::id::{NodeName, PeerId};
 use swarm_shared::proto::outcome::Outcome;
 
-use super::fold::{fold, natural_key};
 use super::{Paint, Style, format_ms, sanitize};
-use crate::fleet::{Delivery, Event, NodeRef};
+use crate::text::{fold, natural_key};
+use swarm_shared::api::{Delivery, Event, NodeRef};
 
 /// All that came back so far.
 #[derive(Debug, Default)]

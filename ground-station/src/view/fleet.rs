@@ -7,7 +7,7 @@ use swarm_shared::proto::trust::Role;
 use super::table::{self, Cell};
 use super::{Paint, Style, format_age};
 use crate::duration;
-use crate::fleet::{InvitationView, MemberView, MembershipView, PendingView};
+use swarm_shared::api::{InvitationView, MemberView, MembershipView, PendingView};
 
 /// This station and its fleet.
 pub fn membership(view: &MembershipView, style: Style) -> String {

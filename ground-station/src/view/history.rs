@@ -23,11 +23,11 @@ use swarm_shared::proto::outcome::Outcome;
 
 use super::datetime::{age_or_date, utc_datetime};
 use super::deliveries::{self, DeliveryReport};
-use super::fold::natural_key;
 use super::table::{self, Cell};
 use super::{Paint, Style, format_ms, sanitize};
 use crate::duration;
-use crate::fleet::{AuditView, CommandKind, CommandView, Event, HistoryDelivery, HistoryState, NodeRef};
+use crate::text::natural_key;
+use swarm_shared::api::{AuditView, CommandKind, CommandView, Event, HistoryDelivery, HistoryState, NodeRef};
 
 /// Longest account of what was asked in a table, in columns.
 const SUMMARY_COLUMNS_MAX: usize = 48;

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::fleet::Event;
+use swarm_shared::api::Event;
 
 /// The line of an event on standard output; `None` for what is only for people or only internal.
 pub fn line(event: &Event) -> Option<String> {

@@ -8,7 +8,6 @@ use crate::duration;
 pub mod datetime;
 pub mod deliveries;
 pub mod fleet;
-pub mod fold;
 pub mod history;
 pub mod json;
 pub mod nodes;
@@ -74,13 +73,6 @@ pub fn sanitize(text: &str) -> String {
             }
         })
         .collect()
-}
-
-/// So many of something: `1 node`, `2 nodes`.
-pub fn pluralize(number: impl std::fmt::Display, one: &str) -> String {
-    let number = number.to_string();
-    let end = if number == "1" { "" } else { "s" };
-    format!("{number} {one}{end}")
 }
 
 /// A time ago, in one unit: `now`, `12 s ago`, `3 min ago`.

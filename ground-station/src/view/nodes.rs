@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use swarm_shared::proto::id::{PeerId, PeerKind};
 
-use super::fold::natural_key;
 use super::readings::TelemetryColumns;
 use super::table::{self, Cell};
 use super::{Paint, Style, format_age, sanitize};
-use crate::fleet::{NodeState, NodeView};
+use crate::text::natural_key;
+use swarm_shared::api::{NodeState, NodeView};
 
 const HEADING: [&str; 8] = [
     "NAME", "ID", "STATE", "HEARD", "ADDRESS", "TAGS", "VERSION", "CHECKS",

@@ -2,7 +2,7 @@
 
 use super::table::{self, Cell};
 use super::{Paint, Style, sanitize};
-use crate::fleet::PeerView;
+use swarm_shared::api::PeerView;
 
 /// Who is connected; if something was sent, what became of it.
 pub fn table(views: &[PeerView], sent: bool, style: Style) -> Vec<String> {

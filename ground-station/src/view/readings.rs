@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use super::{sanitize, table};
-use crate::fleet::NodeView;
+use swarm_shared::api::NodeView;
 
 /// Most columns.
 const COLUMNS_MAX: usize = 8;

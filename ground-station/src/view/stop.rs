@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use swarm_shared::proto::outcome::Outcome;
 
-use crate::fleet::{Event, NodeRef};
+use swarm_shared::api::{Event, NodeRef};
 
 /// Between two lines that name the missing, if they are others.
 const UNANSWERED_INTERVAL: Duration = Duration::from_secs(1);
@@ -139,7 +139,7 @@ mod tests {
     use swarm_shared::proto::outcome::Reply;
 
     use super::*;
-    use crate::fleet::Delivery;
+    use swarm_shared::api::Delivery;
 
     #[test]
     fn unanswered_nodes_are_named_until_all_answered() {

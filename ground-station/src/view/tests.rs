@@ -13,7 +13,7 @@ use super::deliveries::DeliveryReport;
 use super::history::HistoryReport;
 use super::nodes::NodeTable;
 use super::*;
-use crate::fleet::{
+use swarm_shared::api::{
     AuditView, Check, CommandKind, CommandView, Delivery, Event, HistoryDelivery, HistoryState,
     InvitationView, MemberView, MembershipView, NodeRef, NodeState, NodeView, PendingView, StopView,
 };
@@ -441,7 +441,7 @@ fn audit_table_lists_entries() {
 #[test]
 fn progress_text_counts_each_stage() {
     use swarm_shared::proto::delivery::Stage;
-    let target = |n: u8| crate::fleet::NodeRef {
+    let target = |n: u8| swarm_shared::api::NodeRef {
         node: swarm_shared::proto::id::NodeName::parse(&format!("n{n}")).expect("a name"),
         id: swarm_shared::proto::id::PeerId([n; 32]),
     };
@@ -454,7 +454,7 @@ fn progress_text_counts_each_stage() {
         report.on_event(&Event::Stage { node, stage, ms });
     }
     let done = swarm_shared::proto::outcome::Reply::done(serde_json::Value::Null);
-    report.on_event(&Event::Delivery(crate::fleet::Delivery::new(
+    report.on_event(&Event::Delivery(swarm_shared::api::Delivery::new(
         target(1),
         done,
         1.0,

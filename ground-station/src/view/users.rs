@@ -2,7 +2,7 @@
 
 use super::table::{self, Cell};
 use super::{Style, datetime};
-use crate::fleet::{TokenView, UserView};
+use swarm_shared::api::{TokenView, UserView};
 
 /// What became of users just now.
 pub fn user_change_lines(views: &[UserView]) -> String {

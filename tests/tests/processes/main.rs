@@ -3,6 +3,7 @@
 mod at_most_once;
 mod cancel;
 mod deadlines;
+mod examples;
 mod files;
 mod flight_actions;
 mod interrupted_commands;

@@ -28,13 +28,14 @@ use crate::control::lock::StateLock;
 use crate::control::server::ControlServer;
 use crate::duration::to_ms;
 use crate::fleet::engine::{Engine, Mode, Settings};
-use crate::fleet::{
-    ActRequest, Event, FileToSend, FilesToSend, Fleet, FleetRequest, NodeState, NodesRequest, Request,
-};
 use crate::view::deliveries::DeliveryReport;
 use crate::view::nodes::NodeTable;
 use crate::view::{Paint, format_ms};
 use devices::Devices;
+use swarm_shared::api::{
+    ActRequest, Event, FileToSend, FilesToSend, FleetRequest, NodeState, NodesRequest, Request,
+};
+use swarm_shared::client::Fleet;
 
 /// The longest that any step may take.
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);

@@ -6,8 +6,8 @@ use crate::cli::CommonOptions;
 use crate::cli::connect::Connection;
 use crate::cli::request::{RequestEnd, follow};
 use crate::cli::screen::{CliError, EXIT_FAILED, EXIT_INTERRUPTED, Screen};
-use crate::fleet::{AdminRequest, Event};
 use crate::view;
+use swarm_shared::api::{AdminRequest, Event};
 
 /// Arguments of `gateway send`.
 #[derive(Debug, clap::Args)]

@@ -8,9 +8,9 @@ use super::super::CommonOptions;
 use super::super::connect::Connection;
 use super::super::request::{RequestEnd, follow};
 use super::super::screen::{CliError, EXIT_INTERRUPTED, Screen};
-use crate::fleet::{AdminRequest, Event, UserRequest};
 use crate::users::Password;
 use crate::view;
+use swarm_shared::api::{AdminRequest, Event, UserRequest};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Verb {

@@ -20,8 +20,8 @@ use crate::cli::connect::{self, Connection, OpenError};
 use crate::cli::screen::{CliError, EXIT_INTERRUPTED, Screen};
 use crate::config::Config;
 use crate::fleet::stop_broadcast::StopBroadcast;
-use crate::fleet::{Delivery, Event, Failure};
 use crate::view::deliveries::DeliveryReport;
+use swarm_shared::api::{Delivery, Event, Failure};
 
 /// How long the links may take before datagrams go out without them.
 const START_DELAY: Duration = Duration::from_millis(250);

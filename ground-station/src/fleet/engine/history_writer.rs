@@ -17,7 +17,7 @@ use crate::fleet::{AdminRequest, EVENTS_MAX, Event, FleetRequest, Request, UserR
 use crate::store::audit::AuditEntry;
 use crate::store::deliveries::Record;
 use crate::store::{DeliveryEnd, Store, StoreError};
-use crate::view::pluralize;
+use crate::text::pluralize;
 
 /// How often it is looked whether something is too old to keep.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(60);

@@ -12,7 +12,7 @@ use swarm_shared::proto::wire::Lane;
 use super::fetch::FetchArguments;
 use crate::fleet::{ActRequest, CommandKind, CommandView, Failure, HistoryDelivery, HistoryState, Request};
 use crate::store::{StoreError, history};
-use crate::view::fold::fold;
+use crate::text::fold;
 
 /// Digits of an id in the selector of a repetition: enough that no two nodes share them, and that thousands fit.
 const ID_PREFIX_DIGITS: usize = 16;

@@ -22,7 +22,7 @@ use crate::config::gateways::CommonOptions;
 use crate::duration;
 use crate::fleet::{ActRequest, Delivery, Event, Failure, NodeView, NodesRequest, Request};
 use crate::store::audit::AuditEntry;
-use crate::view::pluralize;
+use crate::text::pluralize;
 use audit_aggregator::AuditAggregator;
 
 /// Time between two checks for aggregated entries that are due.

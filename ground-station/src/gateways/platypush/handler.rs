@@ -32,7 +32,7 @@ use crate::fleet::{
 };
 use crate::gateways::access::{self, AccessPolicy, ActionRequest, Client, RequestError};
 use crate::gateways::context::GatewayContext;
-use crate::view::pluralize;
+use crate::text::pluralize;
 
 /// Longest response, in bytes.
 const RESPONSE_BYTES_MAX: usize = 16 * 1024 * 1024;

@@ -16,7 +16,7 @@ use super::super::deliveries::{
 use super::super::retention::{SLICE_DELIVERIES, prune_slice};
 use super::super::*;
 use crate::config::RetentionPolicy;
-use crate::fleet::{CommandKind, HistoryQuery, HistoryState, NodeRef};
+use swarm_shared::api::{CommandKind, HistoryQuery, HistoryState, NodeRef};
 
 pub(super) const STATION: PeerId = PeerId([0xee; 32]);
 pub(super) const NOW_MS: u64 = 1_795_000_000_000;

@@ -5,7 +5,7 @@ use swarm_shared::proto::outcome::{Outcome, Reply};
 
 use super::super::*;
 use super::deliveries::{ended, id, issued, started};
-use crate::fleet::{HistoryQuery, HistoryState};
+use swarm_shared::api::{HistoryQuery, HistoryState};
 
 const TTL: std::time::Duration = std::time::Duration::from_secs(30);
 

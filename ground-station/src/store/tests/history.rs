@@ -10,7 +10,7 @@ use swarm_shared::proto::selector::Selector;
 use super::super::history::*;
 use super::super::*;
 use super::deliveries::{NOW_MS, ended, id, in_memory_connection, issued, node, timestamp_at, write};
-use crate::fleet::{CommandKind, HistoryQuery, HistoryState};
+use swarm_shared::api::{CommandKind, HistoryQuery, HistoryState};
 
 /// Four commands, a minute apart: all done; one failed; one open; and one by another user that repeats the second.
 fn history_fixture() -> Connection {

@@ -8,7 +8,7 @@ use swarm_shared::proto::outcome::Reply;
 use super::super::*;
 use super::deliveries::{STATION, ended, id, issued, node, write};
 use super::{member_row, pending_row};
-use crate::fleet::HistoryQuery;
+use swarm_shared::api::HistoryQuery;
 
 /// A file as the first release left it, with a row in each table.
 const SCHEMA_1: &[u8] = include_bytes!("schema-1.db");

@@ -3,7 +3,7 @@
 use insta::assert_snapshot;
 
 use super::*;
-use crate::fleet::Warning;
+use swarm_shared::api::Warning;
 
 pub(super) fn node(number: u8, state: NodeState, heard: Option<u64>) -> NodeView {
     NodeView {

@@ -17,6 +17,7 @@
 //! | shut: a later version's file, or one that cannot be read | closed | refused until a restart |
 
 mod disk;
+#[cfg(any(test, feature = "test-util"))]
 mod memory;
 
 #[cfg(test)]
@@ -25,6 +26,7 @@ mod tests;
 use std::io::{self, ErrorKind};
 
 pub use disk::{Disk, StdDisk};
+#[cfg(any(test, feature = "test-util"))]
 pub use memory::{Failure, Loss, MemoryDisk, MemoryFile};
 
 use crate::proto::delivery::dedup::DedupTable;

@@ -1,4 +1,4 @@
-//! Many names in one: `drone-[01-12,15],lead`. What comes out is a selector for exactly those names.
+//! Short texts about nodes: folded names, and numbers with their noun.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,7 +16,7 @@ struct NameGroup<'a> {
     width: usize,
 }
 
-/// Folds names; repeats count once.
+/// Folds names into a selector for exactly those names: `drone-[01-12,15],lead`. Repeated names count once.
 pub fn fold<'a>(names: impl IntoIterator<Item = &'a NodeName>) -> String {
     let names: BTreeSet<&str> = names.into_iter().map(NodeName::as_str).collect();
     let split: Vec<_> = names.iter().filter_map(|name| split_number(name)).collect();
@@ -54,6 +54,13 @@ pub fn fold<'a>(names: impl IntoIterator<Item = &'a NodeName>) -> String {
             .map(|name| (*name).to_owned()),
     );
     parts.join(",")
+}
+
+/// A number with its noun: `1 node`, `2 nodes`.
+pub fn pluralize(number: impl std::fmt::Display, one: &str) -> String {
+    let number = number.to_string();
+    let end = if number == "1" { "" } else { "s" };
+    format!("{number} {one}{end}")
 }
 
 /// What sorts `drone-2` before `drone-10`.
