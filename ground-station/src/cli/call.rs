@@ -1,4 +1,4 @@
-//! `call`: any action by its name.
+//! `call`: runs an action by its name.
 
 use std::io::Read;
 use std::path::Path;
@@ -11,10 +11,10 @@ use super::rolling::{self, RollingOptions};
 use super::screen::{CliError, Screen};
 use super::{CommonOptions, request};
 
-/// Longest file that becomes an argument, in bytes: what fits a command beside its other arguments.
+/// Largest file that becomes an argument, in bytes, so that a command has room for its other arguments.
 const ARGUMENT_FILE_BYTES_MAX: usize = 512 * 1024;
 
-/// Run an action of nodes: a built-in one, or one that their owner configured
+/// Run an action of nodes: a built-in one, or one that is configured on them
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 VALUE is read as JSON if it is a number, true, false, null, a quoted text, a list or an
@@ -28,11 +28,11 @@ Examples:
 pub(super) struct Args {
     #[command(flatten)]
     rolling: RollingOptions,
-    /// Which nodes
+    /// The nodes: a selector
     selector: Selector,
-    /// What they do
+    /// The action's name
     action: String,
-    /// With what
+    /// Its arguments
     #[arg(value_name = "KEY=VALUE")]
     arguments: Vec<String>,
 }
@@ -65,7 +65,7 @@ fn parse_arguments(pairs: &[String]) -> Result<Arguments, CliError> {
     Ok(arguments)
 }
 
-/// JSON where it can only be meant so. A whole number that no program could hold exactly stays text.
+/// Reads JSON where the text is JSON. A whole number that does not fit 64 bits stays text.
 fn parse_value(text: &str) -> Value {
     let digits = text.strip_prefix('-').unwrap_or(text);
     let whole = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());

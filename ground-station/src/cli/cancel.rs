@@ -1,4 +1,4 @@
-//! `cancel`: a command is taken back, as far as it has not been sent.
+//! `cancel`: cancels the deliveries of a command that have not been sent.
 
 use swarm_shared::net::clock;
 
@@ -11,7 +11,7 @@ use crate::duration::to_ms;
 use crate::view::history::HistoryReport;
 use swarm_shared::api::HistoryRequest;
 
-/// Take a command back: what has not been sent to its node yet never is
+/// Cancel a command: deliveries that have not been sent yet never are
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Deliveries that wait for their node, or for their batch, end as refused. What was sent already

@@ -1,4 +1,4 @@
-//! `completions`: for the shell.
+//! `completions`: prints completions for a shell.
 
 use super::screen::{CliError, Screen};
 
@@ -9,7 +9,7 @@ Examples:
   ground-station completions bash > ~/.local/share/bash-completion/completions/ground-station
   ground-station completions fish > ~/.config/fish/completions/ground-station.fish")]
 pub(super) struct Args {
-    /// Which
+    /// The shell
     shell: clap_complete::Shell,
 }
 

@@ -1,10 +1,10 @@
-//! How a verb comes by a fleet: a running `serve` if there is one, else its own links for as long as it takes.
+//! Connects a verb to a fleet: to a running `serve`, or else by links of its own for as long as the verb runs.
 //!
 //! | state directory | what happens |
 //! |---|---|
-//! | its socket answers | requests go over the socket |
+//! | its socket accepts connections | requests go over the socket |
 //! | free | this process takes the lock and brings up the links |
-//! | locked, and no socket answers | another verb is at work, or `serve` is starting: wait, up to `--timeout` |
+//! | locked, without such a socket | another verb runs, or `serve` is starting: wait, up to `--timeout` |
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -26,20 +26,20 @@ use crate::fleet::offline_history;
 use crate::gateways::{self, Advertisement, Gateways};
 use swarm_shared::client::Fleet;
 
-/// How often a taken state directory is tried again.
+/// Interval between two attempts to lock a taken state directory.
 const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(50);
-/// How long a verb waits before it says that it waits.
+/// How long a verb waits before it prints that it waits.
 const WAIT_NOTICE_DELAY: Duration = Duration::from_millis(300);
 
-/// A fleet to ask, and what has to end with it.
+/// A fleet, and the station of this process if there is one.
 #[derive(Debug)]
 pub(super) struct Connection {
-    /// To ask.
+    /// Takes the verb's requests.
     pub(super) fleet: Fleet,
     own_station: Option<OwnStation>,
 }
 
-/// What this process runs itself.
+/// The station that this process runs.
 #[derive(Debug)]
 struct OwnStation {
     engine: Engine,
@@ -49,7 +49,7 @@ struct OwnStation {
 }
 
 impl Connection {
-    /// For a verb that ends by itself.
+    /// For a verb that ends without being interrupted.
     pub(super) async fn open(
         common: &CommonOptions,
         verb: &str,
@@ -58,7 +58,7 @@ impl Connection {
         Self::open_with_purpose(common, verb, &Mode::OneShot, screen).await
     }
 
-    /// For an emergency stop: if it brings up the links itself, nothing that waits for those nodes goes before it.
+    /// For an emergency stop: if this process brings up the links, queued commands for those nodes wait until it is sent.
     pub(super) async fn open_for_stop(
         common: &CommonOptions,
         selector: &Selector,
@@ -84,7 +84,7 @@ impl Connection {
         }
     }
 
-    /// The same in one try, without waiting for whoever has the state directory.
+    /// The same in one attempt, without waiting for the state directory.
     pub(super) async fn try_open_for_stop(
         common: &CommonOptions,
         selector: &Selector,
@@ -110,7 +110,7 @@ impl Connection {
             .map_err(OpenError::Fault)
     }
 
-    /// For a verb that means nothing without a running `serve`; `None` if there is none.
+    /// For a verb that needs a running `serve`; `None` if there is none.
     pub(super) async fn open_running(common: &CommonOptions) -> Result<Option<Self>, CliError> {
         let socket = state_dir(common)?.join(CONTROL_SOCKET);
         let running = is_listening(&socket).await;
@@ -120,7 +120,7 @@ impl Connection {
         }))
     }
 
-    /// For a verb that takes back what waits: a running `serve`, or the store alone. No link comes up, so that nothing
+    /// For a verb that cancels queued commands: a running `serve`, or the store alone. No link comes up, so that nothing
     /// is sent in the meantime.
     pub(super) async fn open_store(
         common: &CommonOptions,
@@ -137,7 +137,7 @@ impl Connection {
         })
     }
 
-    /// For a verb that only looks back: asks a running `serve`, or else reads the store, whoever holds it.
+    /// For a verb that reads the history: asks a running `serve`, or else reads the store even while it is locked.
     pub(super) async fn open_history(common: &CommonOptions) -> Result<Self, CliError> {
         let state_dir = state_dir(common)?;
         let socket = state_dir.join(CONTROL_SOCKET);
@@ -152,7 +152,7 @@ impl Connection {
         })
     }
 
-    /// For a verb that stays: if it brings up the links itself, it shares them with other verbs.
+    /// For a verb that runs until it is interrupted: if it brings up the links itself, other verbs can use them.
     pub(super) async fn open_long_running(
         common: &CommonOptions,
         verb: &str,
@@ -169,7 +169,7 @@ impl Connection {
         }
     }
 
-    /// For `serve`: the links are its own or it fails.
+    /// For `serve`: fails if another process has the state directory.
     pub(super) async fn serve(
         common: &CommonOptions,
         adjust: impl FnOnce(&mut Config),
@@ -185,7 +185,7 @@ impl Connection {
                 let adjust = |config: &mut Config| {
                     adjust(config);
                     gateways = config.gateways.clone();
-                    // Before any link is up: nodes are not to see a station come and go.
+                    // Before any link is up, so that nodes do not see a station come and go.
                     gateways::check(&gateways).map_err(|error| CliError::usage(error.to_string()))
                 };
                 let mut connection = Self::start_own_station(common, lock, adjust, Mode::Daemon).await?;
@@ -198,7 +198,7 @@ impl Connection {
         }
     }
 
-    /// Only `serve` stays long enough for other programs.
+    /// Opens the gateways; only `serve` runs long enough for them.
     async fn open_gateways(&mut self, gateways: &GatewaysConfig) -> Result<(), CliError> {
         let Some(own) = &mut self.own_station else {
             return Ok(());
@@ -225,7 +225,7 @@ impl Connection {
     ) -> Result<Self, CliError> {
         let state_dir = lock.state_dir().to_owned();
         let file = common.config.as_deref();
-        // A gateway whose configuration cannot be read may bridge devices, too.
+        // Devices are stopped even if the configuration of their gateway is wrong.
         let mut may_bridge = false;
         let mut config = if matches!(purpose, Mode::Stop(_)) {
             let (config, fault) = Config::load_best_effort(file, &state_dir);
@@ -239,7 +239,7 @@ impl Connection {
         };
         adjust(&mut config)?;
         let bridges_devices = may_bridge || config.gateways.clever_show.is_some();
-        // Bound first: a path that is too long is found before any link is up.
+        // Bound first, so that a path that is too long is found before any link is up.
         let server = if purpose == Mode::Daemon {
             Some(ControlServer::bind(&lock)?)
         } else {
@@ -271,7 +271,7 @@ impl Connection {
         })
     }
 
-    /// Ends what this process runs itself, within the graces that its parts name.
+    /// Shuts down the station of this process, within the grace periods of its parts.
     pub(super) async fn close(self) {
         let Some(own) = self.own_station else { return };
         if let Some(gateways) = own.gateways {
@@ -287,21 +287,21 @@ impl Connection {
     }
 }
 
-/// Why there is no fleet to ask yet.
+/// Why no fleet could be opened.
 #[derive(Debug)]
 pub(super) enum OpenError {
-    /// Another verb has the state directory, or `serve` is starting.
+    /// Another verb has locked the state directory, or `serve` is starting.
     Held {
-        /// Who, for people.
+        /// The program and its process id, for people.
         holder: String,
-        /// The same, for whoever does not wait.
+        /// The error for callers that do not wait.
         fault: CliError,
     },
-    /// The station does not start.
+    /// The station cannot be started.
     Fault(CliError),
 }
 
-/// A running `serve`, which has read its configuration already.
+/// The fleet of a running `serve`, which has read its configuration already.
 fn running_station(common: &CommonOptions, socket: PathBuf, screen: &mut Screen) -> Fleet {
     if common.config_given {
         screen

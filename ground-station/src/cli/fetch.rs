@@ -1,4 +1,4 @@
-//! `fetch`: the same path from many nodes.
+//! `fetch`: copies one path from many nodes.
 
 use std::path::PathBuf;
 
@@ -11,17 +11,17 @@ use crate::duration::to_ms;
 use crate::fleet::files;
 use swarm_shared::api::ActRequest;
 
-/// Collect a file from nodes; each copy is named by its node
+/// Copy a file from nodes; each copy is named after its node
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:
   ground-station fetch 'drone-*:logs/flight.log' ./collected
                                            makes collected/drone-07-flight.log, and so on")]
 pub(super) struct Args {
-    /// Which nodes, and which file: ROOT/PATH, one of the roots that nodes configure
+    /// The nodes and the file: ROOT/PATH, below one of the roots that nodes configure
     #[arg(value_name = "SELECTOR:PATH")]
     from: String,
-    /// Where the copies go; made if need be
+    /// Directory for the copies, which is made if it is absent
     dir: PathBuf,
 }
 

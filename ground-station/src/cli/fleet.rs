@@ -1,4 +1,4 @@
-//! `fleet …`: who belongs.
+//! `fleet …`: makes a fleet and manages its members.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::duration::{self, to_ms};
 use crate::view;
 use swarm_shared::api::{Event, FleetRequest};
 
-/// Make a fleet, take nodes and stations in, put them out
+/// Make a fleet, invite or accept members, revoke them
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(subcommand)]
@@ -23,36 +23,36 @@ pub(super) struct Args {
 enum Verb {
     /// Make a fleet whose root key is on this machine
     Init,
-    /// Make a code that a node (or another station) joins with
+    /// Make an invitation code for nodes or other stations
     Invite {
-        /// What the one that joins may be: a device, or a station that reads, commands or enrols
+        /// The role of the new member: a device, or a station that reads, commands or enrols
         #[arg(long, value_enum, default_value = "node")]
         role: RoleName,
         /// How many may join with it; for SD-card images, as many as there are cards
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
         uses: u32,
-        /// How long it is good
+        /// How long it is valid
         #[arg(long, value_name = "TIME", default_value = "15m", value_parser = duration::parse)]
         valid_for: Duration,
     },
-    /// Become a station of another machine's fleet, with a code from there
+    /// Join another machine's fleet as a station, with a code from there
     Join {
         /// What `ground-station fleet invite --role operator` printed
         code: String,
     },
-    /// Show who waits to be taken in by hand
+    /// List the devices that wait to be accepted
     Pending,
-    /// Take in one that waits; compare its id with its log first
+    /// Accept a waiting device; compare its id with its log first
     Accept {
-        /// Its name, or the beginning of its id
+        /// Its name, or the first digits of its id
         node: String,
     },
-    /// Put a member out for good; its links close
+    /// Revoke a member for good; its links close
     Revoke {
-        /// Its name, or the beginning of its id
+        /// Its name, or the first digits of its id
         node: String,
     },
-    /// Show who belongs
+    /// List the members
     Members,
 }
 

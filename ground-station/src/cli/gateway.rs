@@ -1,4 +1,4 @@
-//! `gateway …`: the gateways for other programs.
+//! `gateway …`: users, tokens and peers of gateways.
 
 use super::CommonOptions;
 use super::screen::{CliError, Screen};
@@ -6,7 +6,7 @@ use super::screen::{CliError, Screen};
 mod peers;
 mod users;
 
-/// Users and tokens of gateways, and who is connected at one of a running `serve`
+/// Manage users and tokens of gateways, and the peers that are connected at one
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(subcommand)]
@@ -17,7 +17,7 @@ pub(super) struct Args {
 enum Verb {
     /// Send a message to peers that are connected at a gateway, such as socktools
     Send(peers::SendArgs),
-    /// Show the peers that are connected at a gateway
+    /// List the peers that are connected at a gateway
     Peers(peers::PeersArgs),
     #[command(flatten)]
     Users(users::Verb),

@@ -1,4 +1,4 @@
-//! `history`: what was sent, and how it ended.
+//! `history`: lists commands with their outcomes, the audit, and repeats a command.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::duration::{self, to_ms};
 use crate::view::history::HistoryReport;
 use swarm_shared::api::{Failure, HistoryQuery, HistoryRequest, HistoryState};
 
-/// Show what was sent and how each delivery ended; who did what; repeat what was not done
+/// List commands and their outcomes, or the audit; repeat a command where it was not done
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -27,7 +27,7 @@ Examples:
 With NUMBER the exit status is that of its deliveries; one that is open counts as one that gave
 no answer. What matches nothing ends with 3, but that nothing is open is no fault.")]
 pub(super) struct Args {
-    /// Which command; without it, the newest ones
+    /// The command's number; without it, the newest commands
     #[arg(value_parser = number)]
     number: Option<u64>,
     /// Only what went to these nodes: names, globs or id:PREFIX
@@ -42,18 +42,18 @@ pub(super) struct Args {
     /// Only what was sent within this time
     #[arg(long, value_name = "TIME", value_parser = duration::parse)]
     since: Option<Duration>,
-    /// At most so many
+    /// Most commands or entries to list
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     limit: u32,
-    /// Who did what, and when
+    /// List the audit: who changed what, and when
     #[arg(long, conflicts_with_all = ["number", "node", "action", "state", "retry"])]
     audit: bool,
-    /// Send it again to the nodes where it was not done; --ttl is the command's own unless given
+    /// Send the command again to the nodes where it was not done; --ttl is the command's own unless given
     #[arg(long, requires = "number", conflicts_with_all = ["node", "action", "state", "since", "limit"])]
     retry: bool,
 }
 
-/// The number of a command.
+/// Parses the number of a command.
 pub(super) fn number(text: &str) -> Result<u64, String> {
     text.parse().map_err(|_not_a_number: std::num::ParseIntError| {
         "commands have numbers: `ground-station history` shows them".to_owned()
@@ -110,7 +110,7 @@ pub(super) async fn run(args: Args, common: &CommonOptions, screen: &mut Screen)
         RequestEnd::Complete
             if args.state == Some(HistoryState::Open) && is_empty_result(&report, args.number) =>
         {
-            // That is what whoever asks hopes for.
+            // Nothing left to repeat is a success.
             screen.print_note(match (args.number, has_filter) {
                 (Some(_), _) => "nothing of that command is open: each delivery has ended",
                 (None, false) => "nothing is open: each delivery has ended",

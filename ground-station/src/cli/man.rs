@@ -1,4 +1,4 @@
-//! `man`: the manual.
+//! `man`: prints the manual pages.
 
 use std::path::PathBuf;
 
@@ -11,7 +11,7 @@ Examples:
   ground-station man | man -l -
   ground-station man --dir ~/.local/share/man/man1")]
 pub(super) struct Args {
-    /// Write all pages into this directory; made if need be
+    /// Write all pages into this directory, which is made if it is absent
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 }

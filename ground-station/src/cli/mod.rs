@@ -6,10 +6,10 @@
 //! | 0 | every delivery `done` |
 //! | 1 | some `failed`, `refused`, `expired` or `unknown`, or the request itself failed; weighs more than 4 |
 //! | 2 | usage or configuration |
-//! | 3 | nobody matched the selector |
-//! | 4 | some gave no answer |
+//! | 3 | no node matched the selector |
+//! | 4 | some nodes gave no answer |
 //! | 130 | interrupted by Ctrl-C |
-//! | 141 | nobody reads the output any more |
+//! | 141 | the reader of the output is gone |
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -66,7 +66,7 @@ tag:KEY, tag:KEY=VALUE, id:PREFIX; !TERM takes away.
 Exit status: 0 all done; 1 some failed, were refused, expired or are unknown;
 2 usage or configuration; 3 nobody matched; 4 some gave no answer.";
 
-/// Find, command and feed a fleet of drones or Raspberry Pis from one machine.
+/// Find and command a fleet of drones or Raspberry Pis from one machine, and send files to it.
 #[derive(Debug, Parser)]
 #[command(
     name = "ground-station",
@@ -88,7 +88,7 @@ struct Cli {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Common options")]
 struct CommonOptions {
-    /// Where keys and members are kept [default: below $XDG_STATE_HOME]
+    /// Directory of keys, members and history [default: below $XDG_STATE_HOME]
     #[arg(
         long,
         global = true,
@@ -97,7 +97,7 @@ struct CommonOptions {
         hide_env = true
     )]
     state_dir: Option<PathBuf>,
-    /// Configuration [default: config.toml in the state directory]
+    /// Configuration file [default: config.toml in the state directory]
     #[arg(
         long,
         global = true,
@@ -106,13 +106,13 @@ struct CommonOptions {
         hide_env = true
     )]
     config: Option<PathBuf>,
-    /// Whether that was typed.
+    /// Whether the option was given.
     #[arg(skip)]
     config_given: bool,
     /// How long a command may still start [default: 30s]
     #[arg(long, global = true, value_name = "TIME", default_value = "30s", hide_default_value = true, value_parser = duration::parse)]
     ttl: Duration,
-    /// Whether that was typed.
+    /// Whether the option was given.
     #[arg(skip)]
     ttl_given: bool,
     /// How long to wait for answers; for files, the longest pause [default: 10s]
@@ -121,13 +121,13 @@ struct CommonOptions {
     /// Whether --timeout was typed: an emergency stop ends by it only then.
     #[arg(skip)]
     timeout_given: bool,
-    /// One JSON object per line on standard output, nothing else there
+    /// Print one JSON object per line on standard output, and nothing else there
     #[arg(long, global = true)]
     json: bool,
-    /// Results and errors only: no notes, no progress, no summary
+    /// Print results and errors only: no notes, no progress, no summary
     #[arg(long, global = true)]
     quiet: bool,
-    /// No colours (as with NO_COLOR set)
+    /// Print no colours (as with NO_COLOR set)
     #[arg(long, global = true)]
     no_color: bool,
 }
@@ -153,7 +153,7 @@ enum Verb {
     Man(man::Args),
 }
 
-/// Reads the command line, does it, and says how it went.
+/// Runs the verb of the command line; returns its exit status.
 pub fn main() -> ExitCode {
     let cli = parse_command_line();
     init_logging(&cli);
@@ -162,7 +162,7 @@ pub fn main() -> ExitCode {
     let outcome = match runtime {
         Ok(runtime) => {
             let outcome = runtime.block_on(run(cli, &mut screen));
-            // A blocking read of a huge file must not hold up the end.
+            // A blocking read of a huge file must not delay the exit.
             runtime.shutdown_timeout(Duration::from_millis(100));
             outcome
         }
@@ -207,7 +207,7 @@ fn parse_command_line() -> Cli {
     cli
 }
 
-/// `GROUND_STATION_LOG` says what is logged to standard error (as `debug` or `swarm_shared=trace`).
+/// `GROUND_STATION_LOG` filters the log on standard error: `debug`, or `swarm_shared=trace`.
 fn init_logging(cli: &Cli) {
     let level = match (&cli.verb, cli.common.quiet) {
         (_, true) => LevelFilter::ERROR,

@@ -1,4 +1,4 @@
-//! `nodes`: who is there.
+//! `nodes`: lists or watches nodes.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -19,16 +19,16 @@ use swarm_shared::client::Fleet;
 
 /// Shortest time between two redraws.
 const REDRAW_MIN: Duration = Duration::from_millis(100);
-/// Longest: what was heard when grows older on the screen too.
+/// Longest time between two redraws, since the ages on the screen advance.
 const REDRAW_MAX: Duration = Duration::from_secs(1);
 
 const NO_NODES_HINT: &str = "no node is known; run `ground-station fleet invite` and `swarm-node join CODE` on a device, \
                       or see `ground-station demo`";
 
-/// Show who is there: name, id, state, last heard, address, checks
+/// List nodes: name, id, state, last heard, address, checks
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Which nodes
+    /// The nodes: a selector
     #[arg(default_value = "all")]
     selector: Selector,
     /// Keep showing, redrawn in place; not on a terminal: a line for each change
@@ -138,7 +138,7 @@ async fn watch(fleet: &Fleet, selector: Selector, screen: &mut Screen) -> Result
     }
 }
 
-/// What is on the screen, and since when each view is known.
+/// The table on the screen, and when each view in it came.
 #[derive(Default)]
 struct LiveTable {
     nodes: NodeTable,

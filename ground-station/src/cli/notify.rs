@@ -1,4 +1,4 @@
-//! `notify`: a text for whoever sits at the node.
+//! `notify`: shows a text at nodes.
 
 use serde_json::json;
 use swarm_shared::proto::selector::Selector;
@@ -12,9 +12,9 @@ use super::{CommonOptions, request};
 pub(super) struct Args {
     #[command(flatten)]
     rolling: RollingOptions,
-    /// Which nodes
+    /// The nodes: a selector
     selector: Selector,
-    /// What to say
+    /// The text
     text: String,
 }
 

@@ -1,4 +1,4 @@
-//! `ping`: is everybody there, and how fast.
+//! `ping`: asks nodes for an answer and measures the time.
 
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::selector::Selector;
@@ -6,10 +6,10 @@ use swarm_shared::proto::selector::Selector;
 use super::screen::{CliError, Screen};
 use super::{CommonOptions, request};
 
-/// Ask nodes for a sign of life, and see how long each takes
+/// Ask nodes for an answer, and show how long each one takes
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Which nodes
+    /// The nodes: a selector
     #[arg(default_value = "all")]
     selector: Selector,
 }

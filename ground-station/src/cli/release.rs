@@ -1,4 +1,4 @@
-//! `release`: the end of an emergency stop.
+//! `release`: ends an emergency stop.
 
 use swarm_shared::proto::selector::Selector;
 
@@ -7,10 +7,10 @@ use super::{CommonOptions, request};
 use crate::duration::to_ms;
 use swarm_shared::api::ActRequest;
 
-/// End an emergency stop: each node from the stop that is in force there now
+/// End the emergency stop that is in force at each node now
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Which nodes
+    /// The nodes: a selector
     selector: Selector,
 }
 

@@ -1,4 +1,4 @@
-//! Asking the fleet and following its answer: what all verbs share.
+//! Sends a request and follows its events, for all verbs.
 
 use std::time::Duration;
 
@@ -16,21 +16,21 @@ use crate::view::deliveries::DeliveryReport;
 use swarm_shared::api::{ActRequest, Delivery, Event, Failure, Request};
 use swarm_shared::client::Fleet;
 
-/// How often progress is shown; what takes less time shows none.
+/// Interval of progress updates; a shorter request shows none.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 
-/// How an answer ended.
+/// How a request ended.
 pub(super) enum RequestEnd {
-    /// All has been said.
+    /// Its answer is complete.
     Complete,
-    /// It could not be done.
+    /// It failed.
     Failed(Failure, String),
-    /// Ctrl-C; the request has been cancelled.
+    /// It was cancelled by Ctrl-C.
     Interrupted,
 }
 
-/// Follows an answer to its end. Notes and JSON lines are printed here; `on` sees every event, and now and then
-/// `None`: time to show progress.
+/// Follows a request to its end. Prints notes and JSON lines; `on` gets every event, and at intervals
+/// `None`, to show progress.
 pub(super) async fn follow(
     fleet: &Fleet,
     request: impl Into<Request>,
@@ -71,7 +71,7 @@ pub(super) async fn follow(
     }
 }
 
-/// Opens the fleet, follows a request that ends in deliveries, prints the report, and gives the exit status.
+/// Opens the fleet, follows a request that ends in deliveries, prints the report, and returns the exit status.
 pub(super) async fn run_request(
     verb: &str,
     request: impl Into<Request>,
@@ -104,7 +104,7 @@ async fn run_and_report(
     })
     .await?;
     if let RequestEnd::Failed(Failure::ShutDown, why) = &ended {
-        // Nobody vanishes from a report.
+        // Each target is in the report.
         let ms = Duration::as_secs_f64(&clock::since(started)) * 1_000.0;
         for target in report.unanswered_targets() {
             let unanswered = Event::Delivery(Delivery::new(
@@ -149,7 +149,7 @@ async fn run_and_report(
     }
 }
 
-/// One action on many nodes.
+/// A request for one action on many nodes.
 pub(super) fn command_request(
     selector: Selector,
     action: &str,
@@ -168,7 +168,7 @@ pub(super) fn command_request(
     }
 }
 
-/// Arguments by name.
+/// Arguments by name, without positional ones.
 pub(super) fn keyword_arguments<const N: usize>(fields: [(&str, serde_json::Value); N]) -> Arguments {
     Arguments {
         args: Vec::new(),

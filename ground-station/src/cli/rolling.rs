@@ -1,4 +1,4 @@
-//! `--batch` and what goes with it: a few nodes at a time, or only a look at whom it would be.
+//! Rolling runs (`--batch` and its options), and `--dry-run`.
 
 use std::time::Duration;
 
@@ -14,16 +14,16 @@ use swarm_shared::api::{ActRequest, Batch, BatchSize, Event, NodesRequest};
 /// Options of verbs that make many nodes act.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub(super) struct RollingOptions {
-    /// So many nodes at a time, by name; stops at the first batch that is not done everywhere
+    /// Nodes at a time, in order of names: 4 or 25%; stops after a batch that is not done everywhere
     #[arg(long, value_name = "N|N%", allow_hyphen_values = true, value_parser = str::parse::<BatchSize>)]
     batch: Option<BatchSize>,
     /// How long to wait between two batches
     #[arg(long, value_name = "TIME", default_value = "5s", requires = "batch", value_parser = duration::parse)]
     batch_wait: Duration,
-    /// Go on with the next batch whatever happens
+    /// Go on with the next batch after a failure
     #[arg(long, requires = "batch")]
     keep_going: bool,
-    /// List the nodes that are meant, and send nothing
+    /// List the matching nodes, and send nothing
     #[arg(long)]
     dry_run: bool,
 }

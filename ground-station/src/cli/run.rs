@@ -1,4 +1,4 @@
-//! `run`: a program on nodes.
+//! `run`: runs a program on nodes.
 
 use serde_json::json;
 use swarm_shared::proto::selector::Selector;
@@ -7,7 +7,7 @@ use super::rolling::{self, RollingOptions};
 use super::screen::{CliError, Screen};
 use super::{CommonOptions, request};
 
-/// Run a program on nodes that allow it, and show what it printed
+/// Run a program on nodes that allow it, and show its output
 #[derive(Debug, clap::Args)]
 #[command(
     override_usage = "ground-station run [OPTIONS] <SELECTOR> -- <PROGRAM> [ARG]...",
@@ -22,7 +22,7 @@ Examples:
 pub(super) struct Args {
     #[command(flatten)]
     rolling: RollingOptions,
-    /// Which nodes
+    /// The nodes: a selector
     selector: Selector,
     /// The program and its arguments
     #[arg(last = true, required = true, value_name = "PROGRAM")]

@@ -1,4 +1,4 @@
-//! The one writer: results to standard output, everything else to standard error.
+//! Writes the output of all verbs: results to standard output, everything else to standard error.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
@@ -15,22 +15,22 @@ use crate::view::deliveries::DeliveryReport;
 use crate::view::{self, Paint, Style};
 use swarm_shared::api::{Event, Failure};
 
-/// Exit status: it was tried and failed.
+/// Exit status: the request failed.
 pub(super) const EXIT_FAILED: u8 = 1;
-/// Exit status: usage or configuration.
+/// Exit status: wrong usage or configuration.
 pub(super) const EXIT_USAGE: u8 = 2;
-/// Exit status: nobody matched.
+/// Exit status: no node matched.
 pub(super) const EXIT_NO_MATCH: u8 = 3;
 /// Exit status: Ctrl-C (128 + SIGINT).
 pub(super) const EXIT_INTERRUPTED: u8 = 130;
-/// Exit status: nobody reads the output any more (128 + SIGPIPE).
+/// Exit status: the reader of the output is gone (128 + SIGPIPE).
 const EXIT_BROKEN_PIPE: u8 = 141;
 
 /// Why a verb ends early.
 #[derive(Debug)]
 pub(super) struct CliError {
     status: u8,
-    /// Absent if there is nobody left to tell.
+    /// Absent if the output cannot be written.
     message: Option<String>,
 }
 
@@ -49,7 +49,7 @@ impl CliError {
         }
     }
 
-    /// What to say; nothing if there is nobody left to tell.
+    /// The text; `None` if the output cannot be written.
     pub(super) fn message(&self) -> &str {
         self.message.as_deref().unwrap_or_default()
     }
@@ -67,7 +67,7 @@ impl CliError {
     }
 }
 
-/// Only writing to the screen gives a bare I/O error.
+/// A plain I/O error comes from writing to the screen only.
 impl From<io::Error> for CliError {
     fn from(error: io::Error) -> Self {
         if error.kind() == io::ErrorKind::BrokenPipe {
@@ -110,12 +110,12 @@ impl From<EngineError> for CliError {
     }
 }
 
-/// Standard output and standard error, and how they like their text.
+/// Standard output and standard error, with the style of each.
 #[derive(Debug)]
 pub(super) struct Screen {
     pub(super) json: bool,
     pub(super) quiet: bool,
-    /// How results look.
+    /// Style of results.
     pub(super) style: Style,
     /// Whether results go to a terminal.
     pub(super) is_terminal: bool,
@@ -139,7 +139,7 @@ impl Screen {
         }
     }
 
-    /// A result, whole lines.
+    /// Writes a result of whole lines.
     pub(super) fn print_result(&mut self, text: &str) -> Result<(), CliError> {
         self.clear_progress();
         let mut out = io::stdout().lock();
@@ -150,7 +150,7 @@ impl Screen {
         Ok(out.flush()?)
     }
 
-    /// An event as its line of JSON, if it has one; only with `--json`.
+    /// With `--json`: writes the event's line of JSON, if it has one.
     pub(super) fn print_event(&mut self, event: &Event) -> Result<(), CliError> {
         match view::json::line(event) {
             Some(line) if self.json => self.print_result(&line),
@@ -158,7 +158,7 @@ impl Screen {
         }
     }
 
-    /// For people; nothing with `--quiet`.
+    /// Writes a note for people; nothing with `--quiet`.
     pub(super) fn print_note(&mut self, text: &str) {
         if !self.quiet {
             let text = self.error_style.paint(&view::sanitize(text), Paint::Dim);
@@ -166,13 +166,13 @@ impl Screen {
         }
     }
 
-    /// Something that has to be seen: it is not dimmed, and `--quiet` does not hide it.
+    /// Writes a warning, which is neither dimmed nor hidden by `--quiet`.
     pub(super) fn print_warning(&mut self, text: &str) {
         let text = self.error_style.paint(&view::sanitize(text), Paint::Bad);
         self.print_stderr(&text);
     }
 
-    /// Says why a verb ended early, and returns its exit status.
+    /// Prints why a verb ended early, and returns its exit status.
     pub(super) fn print_error(&mut self, error: &CliError) -> u8 {
         self.clear_progress();
         if let Some(message) = &error.message {
@@ -187,7 +187,7 @@ impl Screen {
         error.status
     }
 
-    /// A line on standard error. If that is closed there is nobody left to tell.
+    /// Writes a line to standard error; ignored if that is closed.
     fn print_stderr(&self, text: &str) {
         let write = || writeln!(io::stderr().lock(), "{text}").ok();
         match &self.progress_bar {
@@ -196,7 +196,7 @@ impl Screen {
         };
     }
 
-    /// How far it is, on standard error if that is a terminal.
+    /// Shows progress on standard error if that is a terminal.
     pub(super) fn show_progress(&mut self, report: &DeliveryReport) {
         let (ended, all) = report.counts();
         if self.json || self.quiet || (all < 2 && report.bytes_transferred().is_none()) {
@@ -231,7 +231,7 @@ impl Screen {
         }
     }
 
-    /// Columns and rows of the terminal that results go to; 80 by 24 if it does not say.
+    /// Columns and rows of the terminal that results go to; 80 by 24 if unknown.
     pub(super) fn terminal_size(&self) -> (usize, usize) {
         match rustix::termios::tcgetwinsize(io::stdout()) {
             Ok(size) if size.ws_col > 0 && size.ws_row > 0 => (size.ws_col.into(), size.ws_row.into()),
@@ -239,7 +239,7 @@ impl Screen {
         }
     }
 
-    /// Replaces what was drawn last. Lines have to be cut to the width; beyond the height they are left out.
+    /// Replaces the lines drawn last. They have to be cut to the width; those beyond the height are left out.
     pub(super) fn redraw(&mut self, lines: &[String]) -> Result<(), CliError> {
         let (_, rows) = self.terminal_size();
         let fit = rows.saturating_sub(2).max(1);
@@ -261,13 +261,13 @@ impl Screen {
     }
 }
 
-/// Asks on standard error, without an end of line. If that is closed there is nobody to ask.
+/// Writes a prompt to standard error, without an end of line; ignored if that is closed.
 pub(super) fn prompt(text: &str) {
     let mut to = io::stderr().lock();
     write!(to, "{text}").and_then(|()| to.flush()).ok();
 }
 
-/// Whether a stream gets colours: a terminal that has them, and nobody said no (<https://no-color.org>).
+/// Whether a stream gets colours: a terminal that has them, unless NO_COLOR is set (<https://no-color.org>).
 pub(super) fn wants_color(no_color: bool, stream: &impl IsTerminal) -> bool {
     let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let dumb = std::env::var_os("TERM").is_some_and(|value| value == "dumb");

@@ -1,4 +1,4 @@
-//! `send`: files to nodes.
+//! `send`: sends files to nodes.
 
 use std::path::{Path, PathBuf};
 
@@ -27,10 +27,10 @@ Examples:
                                            takes/drone-07.csv goes to drone-07, and so on"
 )]
 pub(super) struct Args {
-    /// Files, and then whom they go to and where
+    /// Files, then the nodes and the place on them
     #[arg(required = true, value_name = "FILE… SELECTOR:DEST")]
     arguments: Vec<String>,
-    /// To each node the file of this directory that is called as the node is
+    /// Send each node the file of this directory that has the node's name
     #[arg(long, value_name = "DIR")]
     per_node: Option<PathBuf>,
 }
@@ -103,7 +103,7 @@ fn plan_transfer(args: Args) -> Result<(Selector, FilesToSend), CliError> {
     Ok((selector, FilesToSend::Same { files: planned }))
 }
 
-/// A running `serve` stands in another directory.
+/// The absolute path: a running `serve` has another working directory.
 pub(super) fn absolute(path: &Path) -> Result<PathBuf, CliError> {
     std::path::absolute(path).map_err(|error| CliError::usage(format!("{path:?}: {error}")))
 }

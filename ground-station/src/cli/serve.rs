@@ -1,4 +1,4 @@
-//! `serve`: stay up.
+//! `serve`: runs the station until it is interrupted.
 
 use std::net::SocketAddr;
 
@@ -9,13 +9,13 @@ use super::CommonOptions;
 use super::connect::Connection;
 use super::screen::{CliError, Screen};
 
-/// Stay up: keep the links, find nodes, and let other verbs use them
+/// Run the station: keep the links, find nodes, serve other verbs and gateways
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Where nodes and stations link to us; port 0 picks a free one [default: 0.0.0.0:7421]
+    /// Address for links of nodes and stations; port 0 picks a free one [default: 0.0.0.0:7421]
     #[arg(long, value_name = "ADDR:PORT")]
     listen: Option<SocketAddr>,
-    /// Where notifier pings go [default: 7422]
+    /// UDP port of notifier pings [default: 7422]
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     ping_port: Option<u16>,
     /// Do not broadcast notifier pings

@@ -1,4 +1,4 @@
-//! `stop`: the emergency stop. It waits for nobody: until the links are there, it goes out by datagrams ([`backup`]).
+//! `stop`: the emergency stop. Until the links are up it goes out by datagrams ([`datagram_fallback`]).
 
 mod datagram_fallback;
 
@@ -19,7 +19,7 @@ use crate::view::stop::StopProgress;
 use swarm_shared::api::{ActRequest, Delivery, Event, Failure, Request};
 use swarm_shared::client::Fleet;
 
-/// Emergency stop: at once, by every way, until all have answered
+/// Emergency stop: sent at once, by every way, until all nodes have answered
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 A stopped node runs its own [emergency_stop] command, kills what runs, and refuses every
@@ -30,7 +30,7 @@ Examples:
   ground-station stop
   ground-station stop 'drone-[01-12]'")]
 pub(super) struct Args {
-    /// Which nodes
+    /// The nodes: a selector
     #[arg(default_value = "all")]
     selector: Selector,
 }
@@ -59,7 +59,7 @@ pub(super) async fn run(args: Args, common: &CommonOptions, screen: &mut Screen)
     }
 }
 
-/// The exit status; `None` if whoever has the links has said nothing, while datagrams go out.
+/// The exit status; `None` if the process with the links has sent nothing while datagrams go out.
 async fn follow(
     fleet: &Fleet,
     request: impl Into<Request>,
@@ -72,7 +72,7 @@ async fn follow(
         if let Some(event) = event {
             report.on_event(&without_value(event));
             progress.on_event(event);
-            // The engine sends before it says anything.
+            // The engine sends the stop before its first event.
             if let Some(fallback) = fallback.take() {
                 fallback.finish();
             }
@@ -130,7 +130,7 @@ async fn follow(
     }
     if let Some(why) = no_answer_reason {
         let ms = clock::since(started).as_secs_f64() * 1_000.0;
-        // Nobody vanishes from a report.
+        // Each target is in the report.
         for target in report.unanswered_targets() {
             let reply = Reply::ended(Outcome::NoAnswer, why);
             let lost = Event::Delivery(Delivery::new(target, reply, ms));
@@ -145,7 +145,7 @@ async fn follow(
         screen.print_result(&format!("\n{summary}"))?;
     }
     match ended {
-        // Said above, with what to do.
+        // Reported above, with a remedy.
         RequestEnd::Failed(Failure::ShutDown, _) if !begun => Ok(Some(EXIT_FAILED)),
         RequestEnd::Failed(failure, message) if !begun => Ok(Some(
             screen.print_error(&CliError::from_failure(failure, message)),
@@ -156,7 +156,7 @@ async fn follow(
     }
 }
 
-/// Without the particulars that JSON has, such as the moment of each acknowledgement: nodes that ended alike are one
+/// Without details that JSON has, such as the time of each acknowledgement: nodes with equal outcomes are one
 /// group.
 fn without_value(event: &Event) -> Cow<'_, Event> {
     if let Event::Delivery(delivery) = event {

@@ -1,5 +1,5 @@
-//! One process owns a state directory: `flock` on the file `lock` in it. The kernel lets go when the process ends,
-//! however it ends. The file says who holds it, for people only.
+//! One process owns a state directory: `flock` on the file `lock` in it. The kernel releases it when the process ends,
+//! however it ends. The file names the holder, for people only.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -14,7 +14,7 @@ pub const LOCK_FILE: &str = "lock";
 /// Longest note of a holder that is read, in bytes.
 const HOLDER_BYTES_MAX: u64 = 256;
 
-/// Why the state directory cannot be owned.
+/// The state directory cannot be locked.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Another process owns it.
@@ -22,33 +22,33 @@ pub enum LockError {
     Held {
         /// The directory.
         state_dir: PathBuf,
-        /// Who, as it wrote itself.
+        /// The holder's program and process id.
         holder: String,
     },
-    /// The system refuses.
+    /// The system reports an error.
     #[error("cannot use {path:?}: {error}; check that it is yours, or use another --state-dir")]
     Io {
         /// The file or directory.
         path: PathBuf,
-        /// Why.
+        /// The system's error.
         error: io::Error,
     },
 }
 
-/// The right to a state directory, until dropped.
+/// The lock of a state directory, until dropped.
 #[derive(Debug)]
 pub struct StateLock {
     state_dir: PathBuf,
-    /// Its lock goes with it.
+    /// Closing it releases the lock.
     _file: File,
 }
 
 impl StateLock {
-    /// Makes the state directory (mode 0700) if need be, and takes the lock if it is free. `what` is written into
+    /// Makes the state directory (mode 0700) if it is absent, and takes the lock if it is free. `what` is written into
     /// the file for others to see, with the process id.
     ///
     /// # Errors
-    /// [`LockError::Held`] if it is not free; [`LockError::Io`].
+    /// [`LockError::Held`] if another process has it; [`LockError::Io`].
     pub fn try_acquire(state_dir: &Path, what: &str) -> Result<Self, LockError> {
         let io = |path: &Path, error: io::Error| LockError::Io {
             path: path.to_owned(),
@@ -72,7 +72,7 @@ impl StateLock {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => {
                 let mut holder = String::new();
-                // Only a note for people: a holder that is just writing it leaves it empty.
+                // For people only: it is empty while the holder writes it.
                 (&file).take(HOLDER_BYTES_MAX).read_to_string(&mut holder).ok();
                 let holder = match holder.trim() {
                     "" => "another process".to_owned(),

@@ -1,4 +1,4 @@
-//! Answering other processes of this machine.
+//! The server of the control socket.
 
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -22,14 +22,14 @@ use super::lock::StateLock;
 
 /// Most connections at once; further ones wait in the kernel's backlog.
 pub const CONNECTIONS_MAX: usize = 64;
-/// How long a client may take to say its request.
+/// How long a client may take to send its request.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long running requests may take to notice that the station stops.
+/// How long running requests may take to end on shutdown.
 pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
 /// Longest path of a Unix socket, in bytes (unix(7): `sun_path` less its closing zero).
 pub const SOCKET_PATH_BYTES_MAX: usize = 107;
 
-/// Why the socket cannot be opened.
+/// The socket cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
     /// The state directory's path is too long for a Unix socket.
@@ -37,17 +37,17 @@ pub enum ServerError {
         "{0:?} is longer than the {SOCKET_PATH_BYTES_MAX} bytes that a Unix socket's path may have; use a shorter --state-dir"
     )]
     PathTooLong(PathBuf),
-    /// The system refuses.
+    /// The system reports an error.
     #[error("cannot open {path:?}: {error}")]
     Io {
-        /// The socket.
+        /// The socket's path.
         path: PathBuf,
-        /// Why.
+        /// The system's error.
         error: io::Error,
     },
 }
 
-/// The bound socket; its file goes when this is dropped.
+/// The bound socket; its file is removed when this is dropped.
 #[derive(Debug)]
 pub struct ControlServer {
     listener: UnixListener,
@@ -72,7 +72,7 @@ impl ControlServer {
         Ok(Self { listener, path })
     }
 
-    /// Answers until `stop`; then the socket's file goes, and requests that still run are cut off.
+    /// Answers until `shutdown`; then the socket's file is removed, and running requests are cut off.
     pub async fn serve(self, fleet: Fleet, shutdown: CancellationToken) {
         let tasks = TaskTracker::new();
         let connection_slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
@@ -97,7 +97,7 @@ impl ControlServer {
                     });
                 }
                 Err(error) => {
-                    // Out of descriptors, most likely: others have to close some first.
+                    // Most likely out of file descriptors until other connections close.
                     tracing::warn!(%error, "control socket");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
@@ -112,12 +112,12 @@ impl ControlServer {
 
 impl Drop for ControlServer {
     fn drop(&mut self) {
-        // A leftover does no harm: the next owner of the state directory replaces it.
+        // A leftover is harmless: the next owner of the state directory replaces it.
         std::fs::remove_file(&self.path).ok();
     }
 }
 
-/// The socket gets its mode before it gets its name, so nobody else can ever connect to that name.
+/// The socket gets its mode before its name, so that no other user can ever connect to that name.
 fn bind_private(fresh: &Path, path: &Path) -> io::Result<UnixListener> {
     match std::fs::remove_file(fresh) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -130,7 +130,7 @@ fn bind_private(fresh: &Path, path: &Path) -> io::Result<UnixListener> {
 }
 
 async fn handle_connection(mut stream: UnixStream, fleet: Fleet) {
-    // The kernel says who it is (SO_PEERCRED).
+    // The kernel names the peer's user (SO_PEERCRED).
     let user = stream.peer_cred().map_or_else(
         |_unknown| "unknown".to_owned(),
         |peer| os_user::login_name(peer.uid()),
@@ -140,7 +140,7 @@ async fn handle_connection(mut stream: UnixStream, fleet: Fleet) {
     let mut to = BufWriter::new(to);
     let line = match tokio::time::timeout(REQUEST_TIMEOUT, read_line(&mut from, REQUEST_LINE_BYTES_MAX)).await
     {
-        // Somebody looked whether anybody is here, or is too slow.
+        // A probe whether a station is running, or a client that is too slow.
         Ok(Ok(None)) | Err(_) => return,
         Ok(Ok(Some(line))) => line,
         Ok(Err(error)) => {
@@ -171,7 +171,7 @@ async fn handle_connection(mut stream: UnixStream, fleet: Fleet) {
                 }
             }
             read = from.read(&mut more) => {
-                // Nothing may follow a request; the end of the stream is the client's way to cancel.
+                // No bytes may follow a request; the client cancels by closing the stream.
                 if !matches!(read, Ok(bytes) if bytes > 0) {
                     return;
                 }

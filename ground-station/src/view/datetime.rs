@@ -1,4 +1,4 @@
-//! Moments, for people.
+//! Dates and times for people.
 
 use super::format_age;
 

@@ -1,4 +1,4 @@
-//! How the deliveries of a request ended: equal ends in one group, and a line that sums up.
+//! The outcomes of a request's deliveries: equal ones in one group, then a summary.
 //!
 //! ```text
 //! drone-[01-12] (12 nodes)  done  0.21 ms to 3.10 ms
@@ -21,7 +21,7 @@ use super::{Paint, Style, format_ms, sanitize};
 use crate::text::{fold, natural_key};
 use swarm_shared::api::{Delivery, Event, NodeRef};
 
-/// All that came back so far.
+/// The deliveries of a request so far.
 #[derive(Debug, Default)]
 pub struct DeliveryReport {
     targets: Vec<NodeRef>,
@@ -31,7 +31,7 @@ pub struct DeliveryReport {
 }
 
 impl DeliveryReport {
-    /// Takes in what concerns it.
+    /// Handles an event; those of other requests are ignored.
     pub fn on_event(&mut self, event: &Event) {
         match event {
             Event::Targets { targets } => self.targets.extend(targets.iter().cloned()),
@@ -73,7 +73,7 @@ impl DeliveryReport {
         )
     }
 
-    /// How far all are: `12 of 16 done · 1 failed · 2 started · 1 waiting`.
+    /// Progress in numbers: `12 of 16 done · 1 failed · 2 started · 1 waiting`.
     pub fn progress_text(&self) -> String {
         let (_, all) = self.counts();
         let mut ended: BTreeMap<Outcome, usize> = BTreeMap::new();
@@ -87,7 +87,7 @@ impl DeliveryReport {
         for target in self.unanswered_targets() {
             *open.entry(self.stages.get(&target.id).copied()).or_default() += 1;
         }
-        // The furthest first; without a word of its node it waits for it.
+        // The latest stage first; a delivery without one waits for its node.
         parts.extend(open.into_iter().rev().map(|(stage, count)| {
             stage.map_or_else(|| format!("{count} waiting"), |stage| format!("{count} {stage}"))
         }));
@@ -118,14 +118,14 @@ impl DeliveryReport {
         self.targets.iter().filter(open).cloned().collect()
     }
 
-    /// Whether every delivery has ended, and ended so.
+    /// Whether every delivery has ended with this outcome.
     pub fn all_ended_as(&self, outcome: Outcome) -> bool {
         let so = self.deliveries.iter().all(|delivery| delivery.state == outcome);
         so && !self.deliveries.is_empty() && self.unanswered_targets().is_empty()
     }
 
     /// The exit status: 1 if any delivery failed, was refused, expired or is unknown; else 4 if any gave no answer
-    /// or none yet; else 0. A failure weighs more than a silence, because it will not go away by waiting.
+    /// or none yet; else 0. A failure outweighs a missing answer, since waiting does not mend it.
     pub fn exit_status(&self) -> u8 {
         let mut status = if self.unanswered_targets().is_empty() {
             0
@@ -142,7 +142,7 @@ impl DeliveryReport {
         status
     }
 
-    /// The groups: what went well first, what did not last, where the eye is.
+    /// The groups: successes first, failures last, next to the prompt.
     pub fn groups(&self, style: Style) -> String {
         let mut groups: BTreeMap<ResultKey, Vec<&Delivery>> = BTreeMap::new();
         for delivery in &self.deliveries {
@@ -180,7 +180,7 @@ impl DeliveryReport {
         text
     }
 
-    /// `12 done, 1 no-answer in 0.31 s`, with whom is still awaited.
+    /// `12 done, 1 no-answer in 0.31 s`, with the names that have not answered.
     pub fn summary(&self, took: Duration, style: Style) -> String {
         let mut counts: BTreeMap<Outcome, usize> = BTreeMap::new();
         for delivery in &self.deliveries {
@@ -239,7 +239,7 @@ impl DeliveryReport {
     }
 }
 
-/// What makes two deliveries equal to the eye.
+/// Deliveries with equal keys are one group.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct ResultKey {
     state: Outcome,
@@ -260,7 +260,7 @@ impl ResultKey {
     }
 }
 
-/// What a delivery left behind, for people.
+/// A delivery's value, output and error, for people.
 pub(super) fn result_lines(
     output: Option<&str>,
     value: Option<&Value>,
@@ -270,7 +270,7 @@ pub(super) fn result_lines(
     let exit = exit
         .filter(|status| *status != 0)
         .map(|status| format!("exit status {status}"));
-    // The error of a program that failed says its exit status already.
+    // The error of a failed program has its exit status already.
     let exit = exit.filter(|exit| error.is_none_or(|error| !error.contains(exit.as_str())));
     let texts = [
         output.map(sanitize),
@@ -282,7 +282,7 @@ pub(super) fn result_lines(
     texts.into_iter().flatten().flat_map(lines).collect()
 }
 
-/// A value for people: text as it is, an object as `key: value` lines, anything else as JSON; an empty one not at all.
+/// A value for people: text as it is, an object as `key: value` lines, anything else as JSON; nothing if it is empty.
 fn format_value(value: &Value) -> Option<String> {
     let inner = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let text = match value {

@@ -1,4 +1,4 @@
-//! The fleet: this station's place in it, its members, invitations, and who waits.
+//! The fleet: this station's role, members, invitations and pending devices.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use super::{Paint, Style, format_age};
 use crate::duration;
 use swarm_shared::api::{InvitationView, MemberView, MembershipView, PendingView};
 
-/// This station and its fleet.
+/// Lines about this station and its fleet.
 pub fn membership(view: &MembershipView, style: Style) -> String {
     let root = if view.has_root {
         ", and holds the fleet's root key"
@@ -25,7 +25,7 @@ pub fn membership(view: &MembershipView, style: Style) -> String {
     )
 }
 
-/// A new code, and what to do with it. The code stands alone on the first line, so that it can be cut out.
+/// A new code, and how to use it. The code is alone on the first line, so that scripts can cut it out.
 pub fn invitation(view: &InvitationView, style: Style) -> String {
     let valid = duration::show(Duration::from_millis(view.valid_for_ms));
     let uses = match view.uses {
@@ -47,7 +47,7 @@ pub fn invitation(view: &InvitationView, style: Style) -> String {
     )
 }
 
-/// Who belongs.
+/// The table of members.
 pub fn members_table(views: &[MemberView], style: Style) -> Vec<String> {
     let rows: Vec<Vec<Cell>> = views
         .iter()
@@ -78,7 +78,7 @@ pub fn members_table(views: &[MemberView], style: Style) -> Vec<String> {
     )
 }
 
-/// Who waits, and what to do.
+/// The table of pending devices, and how to accept one.
 pub fn pending_table(views: &[PendingView], style: Style) -> Vec<String> {
     if views.is_empty() {
         let text = "nobody waits; a node asks to be taken in if its configuration says adoptable = true";

@@ -1,4 +1,4 @@
-//! What was sent, and how it ended.
+//! The history: commands, their deliveries and the audit.
 //!
 //! ```text
 //! NO  WHEN       WHO  WHAT               TO       ENDED
@@ -29,13 +29,13 @@ use crate::duration;
 use crate::text::natural_key;
 use swarm_shared::api::{AuditView, CommandKind, CommandView, Event, HistoryDelivery, HistoryState, NodeRef};
 
-/// Longest account of what was asked in a table, in columns.
+/// Widest description of a command in a table, in columns.
 const SUMMARY_COLUMNS_MAX: usize = 48;
 
-/// What makes deliveries equal to the eye: their state, what they left behind, how far they came.
+/// Deliveries with equal state, details and stages are one group.
 type GroupKey = (HistoryState, Vec<String>, Vec<Stage>);
 
-/// All that came back.
+/// The answer of the history.
 #[derive(Debug, Default)]
 pub struct HistoryReport {
     commands: Vec<CommandView>,
@@ -44,7 +44,7 @@ pub struct HistoryReport {
 }
 
 impl HistoryReport {
-    /// Takes in what concerns it.
+    /// Handles an event; those of other requests are ignored.
     pub fn on_event(&mut self, event: &Event) {
         match event {
             Event::Command(view) | Event::CommandDetails(view) => self.commands.push(view.clone()),
@@ -73,12 +73,12 @@ impl HistoryReport {
         }
     }
 
-    /// Whether nothing came.
+    /// Whether the answer is empty.
     pub fn is_empty(&self) -> bool {
         self.commands.is_empty() && self.audit.is_empty()
     }
 
-    /// Whether a command came, and none of its deliveries.
+    /// Whether a command came without deliveries.
     pub fn has_no_deliveries(&self) -> bool {
         self.deliveries.is_empty()
     }
@@ -105,7 +105,7 @@ impl HistoryReport {
         table::render(&["NO", "WHEN", "WHO", "WHAT", "TO", "ENDED"], &rows, style)
     }
 
-    /// Who did what, newest first.
+    /// The audit, newest first.
     pub fn audit_table(&self, now_ms: u64, style: Style) -> Vec<String> {
         let rows: Vec<Vec<Cell>> = self
             .audit
@@ -123,7 +123,7 @@ impl HistoryReport {
         table::render(&["WHEN", "WHO", "WHAT", "DETAIL", "OUTCOME"], &rows, style)
     }
 
-    /// One command with its deliveries: equal ends in one group, what went well first.
+    /// One command with its deliveries: equal ones in one group, successes first.
     pub fn command_details(&self, now_ms: u64, style: Style) -> String {
         let Some(view) = self.commands.first() else {
             return String::new();
@@ -210,7 +210,7 @@ impl HistoryReport {
             .any(|delivery| delivery.state == HistoryState::Open)
     }
 
-    /// The exit status of a look at one command: as if it had just ended so; what is open counts as not answered.
+    /// The exit status for one command, as if it had just ended; open deliveries count as not answered.
     pub fn exit_status(&self) -> u8 {
         let worst = self.deliveries.iter().map(|delivery| match delivery.state {
             HistoryState::Ended(Outcome::Done) => 0,
@@ -227,7 +227,7 @@ impl HistoryReport {
     }
 }
 
-/// What was asked, in a line: `led color=#ff0000`, `send shows/take1.csv`.
+/// A command in one line: `led color=#ff0000`, `send shows/take1.csv`.
 fn command_summary(view: &CommandView) -> String {
     match view.kind {
         CommandKind::Command => {
@@ -254,7 +254,7 @@ fn one_line(text: &str) -> String {
     sanitize(text).replace(['\n', '\t'], " ")
 }
 
-/// `11 done, 1 open`, in the colour of the worst.
+/// `11 done, 1 open`, in the colour of the worst state.
 fn outcomes_cell(view: &CommandView) -> Cell {
     let parts: Vec<String> = view
         .states
@@ -288,7 +288,7 @@ fn delivery_lines(delivery: &HistoryDelivery) -> Vec<String> {
     about.into_iter().chain(end).collect()
 }
 
-/// `received 0.31 ms, accepted 0.40 ms to 2.10 ms`; of an end that the node did not make, when that was.
+/// `received 0.31 ms, accepted 0.40 ms to 2.10 ms`; for an outcome without the node, the time of the outcome.
 fn stage_times(state: HistoryState, members: &[&HistoryDelivery]) -> String {
     let mut parts = Vec::new();
     for stage in [Stage::Received, Stage::Accepted, Stage::Started, Stage::Finished] {

@@ -1,10 +1,10 @@
-//! One object per line, for programs.
+//! JSON for programs, one object per line.
 
 use serde::Serialize;
 
 use swarm_shared::api::Event;
 
-/// The line of an event on standard output; `None` for what is only for people or only internal.
+/// The line of an event on standard output; `None` for events that are only for people or internal.
 pub fn line(event: &Event) -> Option<String> {
     match event {
         Event::Delivery(view) => object(view),
@@ -34,7 +34,7 @@ pub fn line(event: &Event) -> Option<String> {
     }
 }
 
-/// Views hold nothing that JSON cannot say, so there always is a line.
+/// `None` only if a view cannot be JSON, which no view is.
 fn object(view: &impl Serialize) -> Option<String> {
     serde_json::to_string(view).ok()
 }

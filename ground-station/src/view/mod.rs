@@ -1,4 +1,4 @@
-//! Events in, text out. Everything here is pure: it reads no clock, no terminal and no environment, so a test can
+//! Turns events into text. Everything here is pure: it reads no clock, no terminal and no environment, so a test can
 //! show exactly what an operator sees.
 
 use std::time::Duration;
@@ -20,16 +20,16 @@ pub mod users;
 #[cfg(test)]
 mod tests;
 
-/// How text may look.
+/// How text is printed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Style {
     /// With colours.
     pub color: bool,
-    /// Cut lines to so many columns, for what is redrawn in place.
+    /// Width to which lines are cut, for text that is redrawn in place.
     pub columns: Option<usize>,
 }
 
-/// The three colours that mean something, and two that help reading.
+/// Three colours with a meaning, and two that help reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Paint {
     /// Online, done.
@@ -40,12 +40,12 @@ pub enum Paint {
     Bad,
     /// Headings.
     Strong,
-    /// What matters less.
+    /// Details.
     Dim,
 }
 
 impl Style {
-    /// `text` in a colour, or as it is.
+    /// `text` in a colour, or unchanged without colours.
     pub fn paint(self, text: &str, paint: Paint) -> String {
         if !self.color || text.is_empty() {
             return text.to_owned();
@@ -61,7 +61,7 @@ impl Style {
     }
 }
 
-/// What a node wrote, without what could steer the terminal: control characters but line ends and tabs become `�`.
+/// A node's text without control of the terminal: control characters except line ends and tabs become `�`.
 pub fn sanitize(text: &str) -> String {
     text.replace("\r\n", "\n")
         .chars()

@@ -1,4 +1,4 @@
-//! Who is there.
+//! The table of nodes, and lines about their changes.
 
 use std::collections::BTreeMap;
 
@@ -13,9 +13,9 @@ use swarm_shared::api::{NodeState, NodeView};
 const HEADING: [&str; 8] = [
     "NAME", "ID", "STATE", "HEARD", "ADDRESS", "TAGS", "VERSION", "CHECKS",
 ];
-/// What is left out where not all fits, the first first: whether a node is well matters more.
+/// Columns that are dropped where not all fit, in this order: state and checks matter more.
 const DROP_ORDER: [&str; 4] = ["VERSION", "TAGS", "ADDRESS", "ID"];
-/// Readings that are left out after those, and not before.
+/// Readings that are dropped only after those columns.
 const READINGS_KEPT: usize = 3;
 
 /// All nodes, the newest view of each.
@@ -23,15 +23,15 @@ const READINGS_KEPT: usize = 3;
 pub struct NodeTable(BTreeMap<PeerId, NodeView>);
 
 impl NodeTable {
-    /// Takes in a view; returns the line that says what changed, if it is worth one. Who has left is told of once more,
-    /// and not kept: nobody would say any more how it is, and whoever connects under ever new ids would fill the screen.
+    /// Stores a view; returns a line about the change if it matters. A node that has left is reported once more and
+    /// dropped: no update of it follows, and devices that connect under ever new ids must not fill the screen.
     pub fn update(&mut self, view: &NodeView, style: Style) -> Option<String> {
         let old = if view.has_left() {
             self.0.remove(&view.id)
         } else {
             self.0.insert(view.id, view.clone())
         };
-        // That it has left is told once.
+        // A departure is reported once.
         let changed = old.map_or(!view.has_left(), |old| {
             (old.state, &old.node, old.address, &old.warnings)
                 != (view.state, &view.node, view.address, &view.warnings)
@@ -47,12 +47,12 @@ impl NodeTable {
             .map(|view| view.state)
     }
 
-    /// Whether nobody is known.
+    /// Whether no node is known.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The table, and one line that counts. `older_ms`: how long ago each view was taken, for redrawing.
+    /// The table, then a line of counts. `view_age_ms`: how long ago each view came, to advance its age.
     pub fn table(&self, view_age_ms: impl Fn(&PeerId) -> u64, style: Style) -> Vec<String> {
         if self.0.is_empty() {
             return vec![self.counts(style)];
@@ -64,7 +64,7 @@ impl NodeTable {
             .iter()
             .enumerate()
             .map(|(at, view)| {
-                // Whoever is online is heard every second, without a word to whoever watches.
+                // An online node is heard every second, which is not reported to watchers.
                 let older = if view.state == NodeState::Online {
                     0
                 } else {

@@ -4,7 +4,7 @@ use super::table::{self, Cell};
 use super::{Paint, Style, sanitize};
 use swarm_shared::api::PeerView;
 
-/// Who is connected; if something was sent, what became of it.
+/// The table of peers; after a message was sent, with the result for each.
 pub fn table(views: &[PeerView], sent: bool, style: Style) -> Vec<String> {
     if views.is_empty() {
         return vec!["no peer is connected".to_owned()];

@@ -1,5 +1,5 @@
-//! What nodes tell of themselves, in columns: each reading that is one value has a column, named by its path. JSON has
-//! all of it as it was told.
+//! Telemetry in columns: each reading that is one value has a column, named by its path. JSON has
+//! all readings unchanged.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,20 +8,20 @@ use serde_json::Value;
 use super::{sanitize, table};
 use swarm_shared::api::NodeView;
 
-/// Most columns.
+/// Most columns of readings.
 const COLUMNS_MAX: usize = 8;
 /// Longest reading, and longest name of one, in columns of the terminal.
 const CHARS_MAX: usize = 24;
-/// How deep objects in objects are taken apart.
+/// Deepest nesting of objects that becomes columns.
 const DEPTH_MAX: usize = 4;
-/// Most readings of one node that are looked at.
+/// Most readings of one node that are considered.
 const FIELDS_MAX: usize = 512;
 
-/// Columns and what is in them.
+/// The columns and their cells.
 pub(super) struct TelemetryColumns {
-    /// Paths, the plainest first.
+    /// Paths, the shortest first.
     paths: Vec<String>,
-    /// As texts, of each view.
+    /// The cells of each view, as text.
     values: Vec<BTreeMap<String, String>>,
 }
 
@@ -48,7 +48,7 @@ impl TelemetryColumns {
         self.paths.iter().map(name).collect()
     }
 
-    /// One row's texts, in the order of the columns.
+    /// The cells of one row, in the order of the columns.
     pub(super) fn row(&self, view: usize) -> impl Iterator<Item = &str> {
         let values = self.values.get(view);
         let text = move |path: &String| {
@@ -85,7 +85,7 @@ fn flatten_into(path: &str, value: &Value, depth: usize, found: &mut BTreeMap<St
     found.insert(path.to_owned(), short);
 }
 
-/// A value in few characters: its JSON is for programs.
+/// A value in few characters.
 fn format_value(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),

@@ -1,4 +1,4 @@
-//! An emergency stop as it goes on: who has answered, and who has not.
+//! The progress of an emergency stop: which nodes have answered, and which have not.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -7,29 +7,29 @@ use swarm_shared::proto::outcome::Outcome;
 
 use swarm_shared::api::{Event, NodeRef};
 
-/// Between two lines that name the missing, if they are others.
+/// Interval between two lines that name missing nodes, if these have changed.
 const UNANSWERED_INTERVAL: Duration = Duration::from_secs(1);
-/// Between two lines that name the same.
+/// Interval between two lines that name the same nodes.
 const UNANSWERED_REPEAT_INTERVAL: Duration = Duration::from_secs(10);
-/// Most of the missing that one line names.
+/// Most missing nodes that one line names.
 const NAMES_MAX: usize = 12;
 
-/// Acknowledgements as they come.
+/// Collects acknowledgements.
 #[derive(Debug, Default)]
 pub struct StopProgress {
     targets: usize,
     unanswered: BTreeSet<NodeRef>,
-    /// Who was told and cannot say that it heard: drones of other programs. An all-clear must not count them.
+    /// Bridged devices, which cannot acknowledge a stop: an all-clear must not count them.
     unconfirmed: usize,
     last_ms: f64,
     last_shown_after: Duration,
-    /// Whether that line named those who are missing now.
+    /// Whether that line named the nodes that are missing now.
     is_shown: bool,
     is_completed: bool,
 }
 
 impl StopProgress {
-    /// Takes in what came back.
+    /// Handles an event of the stop.
     pub fn on_event(&mut self, event: &Event) {
         match event {
             Event::Targets { targets } => {
@@ -37,7 +37,7 @@ impl StopProgress {
                 self.unanswered = targets.iter().cloned().collect();
             }
             Event::Acknowledged { node, ms } => self.on_answer(node, *ms),
-            // Whoever was given up has not answered: an all-clear would be false.
+            // A node that was given up has not answered: an all-clear would be false.
             Event::Delivery(delivery) if delivery.state == Outcome::NoAnswer => {}
             Event::Delivery(delivery) => {
                 let node = NodeRef {
@@ -82,7 +82,7 @@ impl StopProgress {
         }
     }
 
-    /// Once, when no answer is to come any more: how many came, and how long it took.
+    /// Returned once, when all answers are in: how many came, and how long it took.
     pub fn completion_line(&mut self) -> Option<String> {
         if self.is_completed || self.targets == 0 || !self.unanswered.is_empty() {
             return None;
@@ -98,12 +98,12 @@ impl StopProgress {
         })
     }
 
-    /// Whether somebody has not answered; `unknown`: what to say if it is not known yet who is meant.
+    /// Whether a node has not answered; `unknown` is returned before the targets are known.
     pub fn has_unanswered(&self, unknown: bool) -> bool {
         !self.unanswered.is_empty() || (self.targets == 0 && unknown)
     }
 
-    /// Who is missing: a second after that has changed, and every ten seconds.
+    /// A line that names the missing nodes: a second after a change, and every ten seconds.
     pub fn unanswered_line(&mut self, after: Duration) -> Option<String> {
         let pause = if self.is_shown {
             UNANSWERED_REPEAT_INTERVAL

@@ -27,7 +27,7 @@ impl Cell {
     }
 }
 
-/// What is left of a last column that is too long, in columns of the terminal.
+/// Least width of a last column that is cut, in columns of the terminal.
 const LAST_COLUMN_MIN: usize = 24;
 
 /// Lines of aligned cells under a heading; columns that are empty in every row are left out.
@@ -87,7 +87,7 @@ pub fn render(heading: &[&str], rows: &[Vec<Cell>], style: Style) -> Vec<String>
         .collect()
 }
 
-/// The rows with as many columns of `less` emptied, in that order, as it takes for all to fit. The last column may be
+/// The rows with columns of `drop_order` emptied, in that order, until all fit. The last column may be
 /// cut, but not below `LAST_MIN`.
 pub fn drop_columns_to_fit(
     heading: &[&str],

@@ -4,7 +4,7 @@ use super::table::{self, Cell};
 use super::{Style, datetime};
 use swarm_shared::api::{TokenView, UserView};
 
-/// What became of users just now.
+/// Lines about changes of users.
 pub fn user_change_lines(views: &[UserView]) -> String {
     let line = |view: &UserView| match view.now.as_deref() {
         Some("changed") => format!(
@@ -17,7 +17,7 @@ pub fn user_change_lines(views: &[UserView]) -> String {
     views.iter().map(line).collect()
 }
 
-/// All users.
+/// The table of users.
 pub fn users_table(views: &[UserView], style: Style) -> String {
     if views.is_empty() {
         return "no users yet: type `ground-station gateway user add NAME`\n".to_owned();
@@ -35,13 +35,13 @@ pub fn users_table(views: &[UserView], style: Style) -> String {
     table::render(&["USER", "TOKENS", "ADDED"], &rows, style).join("\n")
 }
 
-/// New tokens, and nothing else: scripts take them as they are.
+/// New tokens, one a line and nothing else, for scripts.
 pub fn new_token_lines(views: &[TokenView]) -> String {
     let tokens = views.iter().filter_map(|view| view.token.as_deref());
     tokens.map(|token| format!("{token}\n")).collect()
 }
 
-/// What people should know of a new token.
+/// A note for people about a new token.
 pub fn new_token_note(view: &TokenView) -> String {
     format!(
         "token {} of {}, good until {}; it is not shown again",
@@ -51,7 +51,7 @@ pub fn new_token_note(view: &TokenView) -> String {
     )
 }
 
-/// All tokens.
+/// The table of tokens.
 pub fn tokens_table(views: &[TokenView], style: Style) -> String {
     if views.is_empty() {
         return "no tokens\n".to_owned();

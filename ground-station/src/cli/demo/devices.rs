@@ -14,12 +14,12 @@ use swarm_shared::net::random;
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-/// How long a device may take to end in good order.
+/// How long a device may take to shut down before it is killed.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
-/// How much of each log is shown when something went wrong, in lines.
+/// Lines of each log that are shown after a failure.
 const LOG_LINES: usize = 12;
 
-/// One device.
+/// A `swarm-node` process with its state.
 #[derive(Debug)]
 struct Device {
     name: String,
@@ -59,7 +59,7 @@ impl Devices {
         Ok(devices)
     }
 
-    /// Starts a device's process, once the old one is gone.
+    /// Starts a device's process, after the old one has ended.
     pub(super) async fn restart(&mut self, name: &str) -> io::Result<()> {
         let program = self.program.clone();
         let device = self.find(name)?;
@@ -103,13 +103,13 @@ impl Devices {
         self.devices.iter().map(|device| device.name.clone()).collect()
     }
 
-    /// Where a device keeps the files that it was sent.
+    /// The directory for files that are sent to a device.
     pub(super) fn files_root(&self, name: &str) -> PathBuf {
         let device = self.devices.iter().find(|device| device.name == name);
         device.map_or_else(PathBuf::new, |device| device.dir.join("shows"))
     }
 
-    /// Ends all in good order, or kills them.
+    /// Shuts down all devices, and kills those that take too long.
     pub(super) async fn shut_down(&mut self) {
         for device in &mut self.devices {
             let Some(process) = &device.process else { continue };
@@ -149,7 +149,7 @@ impl Devices {
     }
 }
 
-/// The `swarm-node` that lies beside this program.
+/// The `swarm-node` in this program's directory.
 fn swarm_node_path() -> io::Result<PathBuf> {
     let path = std::env::current_exe()?.with_file_name("swarm-node");
     if path.is_file() {
@@ -189,7 +189,7 @@ timeout = "5s"
     )
 }
 
-/// A UDP port that nobody uses now.
+/// A UDP port that is free now.
 pub(super) fn free_udp_port() -> io::Result<u16> {
     Ok(UdpSocket::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }

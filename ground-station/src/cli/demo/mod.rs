@@ -1,4 +1,4 @@
-//! `demo`: a fleet on this machine, from nothing to a lost node that comes back and an emergency stop, with real
+//! `demo`: runs a fleet on this machine through set-up, commands, a file, a lost node and an emergency stop, with real
 //! processes.
 //!
 //! Everything lives in one throw-away directory and on loopback. Each step prints what it did and how long it took;
@@ -39,20 +39,20 @@ use swarm_shared::client::Fleet;
 
 /// The longest that any step may take.
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
-/// How much the demo's file holds.
+/// Size of the demo's file, in bytes.
 const FILE_BYTES: usize = 8 * 1024 * 1024;
-/// How long the command for the lost node waits for it.
+/// Time to live of the command for the lost node.
 const LOST_NODE_TTL: Duration = Duration::from_secs(30);
-/// Where nodes put the demo's file: root and name.
+/// The demo's file on the nodes: ROOT/PATH.
 const FILE_DEST: &str = "shows/take1.bin";
 
-/// See it work on this machine: a station and a few nodes, no set-up
+/// Try it on this machine: a station and a few nodes, without set-up
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// How many nodes
+    /// Number of nodes
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(2..=100))]
     nodes: u16,
-    /// Keep it up for playing, until Ctrl-C
+    /// Keep it running until Ctrl-C
     #[arg(long)]
     stay: bool,
 }
@@ -80,7 +80,7 @@ pub(super) async fn run(args: Args, screen: &mut Screen) -> Result<u8, CliError>
     played.map(|()| 0)
 }
 
-/// Ctrl-C or `SIGTERM`. Whoever is killed by either leaves processes and a directory behind.
+/// Waits for Ctrl-C or `SIGTERM`, so that no processes and no directory are left behind.
 async fn wait_for_interrupt() -> Result<(), CliError> {
     let cannot = |error| CliError::failed(format!("cannot listen for signals: {error}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
@@ -94,7 +94,7 @@ fn elapsed_ms(since: Instant) -> f64 {
     clock::since(since).as_secs_f64() * 1_000.0
 }
 
-/// A directory that goes when this is dropped.
+/// A directory that is removed when this is dropped.
 #[derive(Debug)]
 struct DemoDir(PathBuf);
 
@@ -107,7 +107,7 @@ impl DemoDir {
         };
         let name = random::bytes::<6>().map_err(|error| cannot(&error))?;
         let path = std::env::temp_dir().join(format!("swarm-demo-{}", hex::encode(&name)));
-        // Others on this machine have no business with the code and the keys in there.
+        // It holds keys and an invitation code.
         let made = std::fs::DirBuilder::new().mode(0o700).create(&path);
         made.map_err(|error| cannot(&error))?;
         Ok(Self(path))
@@ -122,7 +122,7 @@ impl Drop for DemoDir {
     }
 }
 
-/// The demo under way.
+/// A running demo.
 struct Demo<'a> {
     dir: &'a Path,
     screen: &'a mut Screen,
@@ -130,14 +130,14 @@ struct Demo<'a> {
     fleet: Fleet,
     devices: Devices,
     control_server: Option<(CancellationToken, tokio::task::JoinHandle<()>)>,
-    /// What happens to nodes.
+    /// Events of nodes.
     node_events: mpsc::Receiver<Event>,
     nodes: NodeTable,
     _lock: StateLock,
 }
 
 impl<'a> Demo<'a> {
-    /// A station, and as many nodes as asked for, joining by a code in their configuration.
+    /// Starts a station and the nodes, which join by a code in their configuration.
     async fn start(demo_dir: &'a DemoDir, count: u16, screen: &'a mut Screen) -> Result<Self, CliError> {
         let dir = demo_dir.0.as_path();
         let begun = clock::now();
@@ -192,7 +192,7 @@ impl<'a> Demo<'a> {
         Ok(demo)
     }
 
-    /// Ends what was started. The directory goes with its owner.
+    /// Ends the station and the nodes.
     async fn shut_down(mut self) {
         self.devices.shut_down().await;
         if let Some((shutdown, serving)) = self.control_server.take() {
@@ -343,7 +343,7 @@ impl<'a> Demo<'a> {
         }
         self.require_success("stop all", &report)?;
         let all = report.counts().1;
-        // It takes longer than this until all is said: five rounds of datagrams go out in any case.
+        // The request itself takes longer, since five rounds of datagrams go out in any case.
         let last = format_ms(last);
         let what = format!("EMERGENCY STOP of all {all}, acknowledged within {last}; each put its LED out");
         self.print_step(&what, begun)?;
@@ -371,13 +371,13 @@ impl<'a> Demo<'a> {
         self.print(&indent(&report.groups(self.screen.style)))
     }
 
-    /// Sends a command to a node that is away: it waits there.
+    /// Sends a command to an absent node, for which it is queued.
     async fn queue_command(&mut self, name: &str) -> Result<mpsc::Receiver<Event>, CliError> {
         let request = led_request(parse_selector(name)?, "#ff0000", LOST_NODE_TTL);
         Ok(self.fleet.perform(request).await)
     }
 
-    /// Carries a request out; anything but `done` everywhere fails the step.
+    /// Carries out a request; any outcome but `done` fails the step.
     async fn run_request(
         &mut self,
         step: &str,
@@ -400,7 +400,7 @@ impl<'a> Demo<'a> {
         CliError::failed(format!("demo: {step}:\n{groups}\n{}", self.devices.log_tails()))
     }
 
-    /// Follows what happens to nodes until it is as wanted.
+    /// Follows the events of nodes until a condition holds.
     async fn wait_until(&mut self, step: &str, wanted: impl Fn(&NodeTable) -> bool) -> Result<(), CliError> {
         let deadline = clock::now() + STEP_TIMEOUT;
         while !wanted(&self.nodes) {
@@ -439,7 +439,7 @@ impl<'a> Demo<'a> {
         self.screen.print_result(text)
     }
 
-    /// Keeps everything up until Ctrl-C.
+    /// Keeps the fleet running until Ctrl-C.
     async fn keep_running(&mut self) -> Result<(), CliError> {
         let program = std::env::current_exe().unwrap_or_else(|_unknown| "ground-station".into());
         let state_dir = self.dir.join("station");

@@ -1,4 +1,4 @@
-//! `gateway send` and `gateway peers`.
+//! `gateway send` and `gateway peers`: the programs that are connected at a gateway.
 
 use data_encoding::BASE64;
 
@@ -19,11 +19,11 @@ Examples:
 
 Exit status: 0 all of it is written; 1 some peer did not take it; 3 no such peer is connected.")]
 pub(super) struct SendArgs {
-    /// Which gateway: socktools
+    /// The gateway: socktools
     gateway: String,
-    /// What to send
+    /// The message
     message: String,
-    /// To whom: ADDR:PORT, or ADDR for all of that address [default: every connected peer]
+    /// The receiver: ADDR:PORT, or ADDR for all peers of that address [default: every connected peer]
     #[arg(long, value_name = "ADDR[:PORT]")]
     peer: Option<String>,
     /// MESSAGE is base64 of the bytes to send
@@ -34,7 +34,7 @@ pub(super) struct SendArgs {
 /// Arguments of `gateway peers`.
 #[derive(Debug, clap::Args)]
 pub(super) struct PeersArgs {
-    /// Which gateway: socktools
+    /// The gateway: socktools
     gateway: String,
 }
 
@@ -79,7 +79,7 @@ async fn send_request(
     screen: &mut Screen,
 ) -> Result<u8, CliError> {
     let told = matches!(request, AdminRequest::SendToPeers { .. });
-    // Without `serve` no gateway is open, and links would be brought up for nothing.
+    // Without `serve` no gateway is open, so links are of no use.
     let Some(connection) = Connection::open_running(common).await? else {
         let text = "no station serves here, so no gateway is open: start `ground-station serve`";
         return Err(CliError::usage(text));

@@ -1,4 +1,4 @@
-//! `gateway user …`, `gateway token …`: who may pass the gateways that ask for a name.
+//! `gateway user …`, `gateway token …`: users and tokens of gateways.
 
 use std::io::{BufRead, IsTerminal};
 
@@ -19,9 +19,9 @@ pub(super) enum Verb {
         #[command(subcommand)]
         verb: UserVerb,
     },
-    /// Show all users
+    /// List the users
     Users,
-    /// Make a token for a program, or take one back
+    /// Make a token for a program, or revoke one
     #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
     Token {
         #[command(subcommand)]
@@ -29,34 +29,34 @@ pub(super) enum Verb {
         /// The user whose token it is
         #[arg(required = true)]
         name: Option<String>,
-        /// How many days it is good
+        /// How many days it is valid
         #[arg(long, default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=3_650))]
         days: u32,
-        /// What it is for, so that you know it again
+        /// What it is for, to tell tokens apart
         #[arg(long, value_name = "TEXT", default_value = "")]
         label: String,
     },
-    /// Show all tokens that are good still; never the tokens themselves
+    /// List valid tokens by number, without the tokens themselves
     Tokens,
 }
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum UserVerb {
-    /// Add a user, or give one another password; it is asked for, or read from standard input
+    /// Add a user, or change a password; it is asked for, or read from standard input
     Add {
         /// Letters, digits and . _ - @ +
         name: String,
     },
-    /// Remove a user; their tokens and logins end at once
+    /// Remove a user; all tokens and logins of the user end at once
     Remove {
-        /// Who
+        /// The user's name
         name: String,
     },
 }
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum TokenVerb {
-    /// Take a token back
+    /// Revoke a token
     Revoke {
         /// Its number, as `gateway tokens` shows it
         #[arg(value_name = "ID", value_parser = parse_token_number)]
@@ -146,7 +146,7 @@ async fn send_request(
     Ok(0)
 }
 
-/// From the terminal, twice and without showing it; else the first line of standard input.
+/// Reads a password twice from the terminal without echo, or else the first line of standard input.
 fn read_password() -> Result<Password, CliError> {
     let stdin = std::io::stdin();
     let password = if stdin.is_terminal() {
@@ -174,7 +174,7 @@ fn read_line() -> Result<String, CliError> {
     Ok(line.trim_end_matches(['\r', '\n']).to_owned())
 }
 
-/// Asks with the terminal's echo off, and puts it back.
+/// Prompts with the terminal's echo off, and restores it.
 fn read_hidden(prompt: &str) -> Result<String, CliError> {
     let stdin = std::io::stdin();
     let cannot = |error| CliError::failed(format!("the terminal does not hide what is typed: {error}"));

@@ -1,10 +1,10 @@
-//! What `stop` does until somebody answers who has the links: it stops by datagrams, see [`Shout`].
+//! Sends a stop by datagrams until the links are up: see [`StopBroadcast`].
 //!
 //! | state | until |
 //! |---|---|
 //! | waiting | [`BEGIN_AFTER`], or a station that does not start |
-//! | out | the ordinary stop has gone out, or whoever asked gives up |
-//! | impossible | the end: as for any other verb, the links are all there is |
+//! | out | the ordinary stop has gone out, or the user gives up |
+//! | impossible | the end: the stop needs links, like any other verb |
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,11 +23,11 @@ use crate::fleet::stop_broadcast::StopBroadcast;
 use crate::view::deliveries::DeliveryReport;
 use swarm_shared::api::{Delivery, Event, Failure};
 
-/// How long the links may take before datagrams go out without them.
+/// How long to wait for links before datagrams go out without them.
 const START_DELAY: Duration = Duration::from_millis(250);
-/// Between two looks whether the state directory is free.
+/// Interval between two attempts to lock the state directory.
 const RETRY_INTERVAL_LOCKED: Duration = Duration::from_millis(50);
-/// Between two starts of a station that does not start.
+/// Pause after a failed start of the station.
 const RETRY_INTERVAL_FAILED: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Debug)]
@@ -37,7 +37,7 @@ enum FallbackState {
     Unavailable(String),
 }
 
-/// The datagrams of one stop. They end when it is dropped.
+/// Sends the datagrams of one stop until it is dropped.
 #[derive(Debug)]
 pub(super) struct DatagramFallback {
     started: Instant,
@@ -68,7 +68,7 @@ impl DatagramFallback {
                 () = begun.cancelled() => {}
                 () = tokio::time::sleep(after) => {}
             }
-            // Faults are told where the station starts.
+            // Errors are reported where the station starts.
             let (config, _fault) = Config::load_best_effort(file.as_deref(), &state_dir);
             let prepared = if config.pings {
                 StopBroadcast::prepare(state_dir, selector, config.ping_port).await
@@ -101,13 +101,13 @@ impl DatagramFallback {
         matches!(*self.state.borrow(), FallbackState::Sending(_))
     }
 
-    /// The ordinary stop has gone out, with a number of its own that is no lower: to a node that has heard both, one of
+    /// The ordinary stop has gone out, with a number that is no lower: to a node that has received both, one of
     /// them is a repeat.
     pub(super) fn finish(self) {
         drop(self.shutdown);
     }
 
-    /// The links do not come.
+    /// The links cannot be brought up.
     pub(super) fn on_start_failure(&mut self, fault: &str) {
         self.reason = format!(
             "this station does not start ({fault}): stopping by datagrams meanwhile; acknowledgements come once it does"
@@ -115,7 +115,7 @@ impl DatagramFallback {
         self.start_now.cancel();
     }
 
-    /// Tells, once, what it does.
+    /// Prints once that datagrams go out.
     pub(super) fn report_state(&mut self, screen: &mut Screen) {
         let line = match &*self.state.borrow() {
             FallbackState::Waiting => return,
@@ -129,7 +129,7 @@ impl DatagramFallback {
         }
     }
 
-    /// The fleet, as soon as there is one; `None` if whoever asked gives up, see [`Self::given_up`].
+    /// The fleet, as soon as there is one; `None` if the user gives up, see [`Self::given_up`].
     pub(super) async fn connect(
         &mut self,
         common: &CommonOptions,
@@ -187,7 +187,7 @@ impl DatagramFallback {
         }
     }
 
-    /// Reports a stop that went out by datagrams only.
+    /// Reports a stop that was sent by datagrams only.
     pub(super) fn report_unacknowledged(&self, screen: &mut Screen) -> Result<u8, CliError> {
         let FallbackState::Sending(shout) = self.state.borrow().clone() else {
             screen.print_note("interrupted before anything was sent");
