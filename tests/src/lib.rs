@@ -3,7 +3,7 @@
 //! Functions here panic with a full sentence where a test cannot continue; where a machine cannot run a lab, the test
 //! is skipped with a message.
 
-mod binaries;
+pub mod binaries;
 pub mod fleet;
 pub mod kills;
 pub mod lab;
