@@ -17,7 +17,7 @@ fn bad_configuration_error_names_its_line() {
         dir.path(),
     );
     assert_eq!(ran.status, 2);
-    assert_snapshot!(ran.stderr, @r#"error: DIR/config.toml:2: unknown key "lissten"; did you mean "listen"?"#);
+    assert_snapshot!(ran.stderr, @r#"error: DIR/config.toml:2: unknown key `lissten`; did you mean `listen`?"#);
 }
 
 #[test]
@@ -55,8 +55,8 @@ fn unusable_gateway_configurations_are_refused() {
     error: [gateways.socktools]: `raw_action` could never be done: action "led" may not pass this gateway: it is not known to read, and no name in `allow` means it; name it in `allow` of [gateways.socktools]
     error: [gateways.platypush_tcp]: `allow` names "execute", but running a program may not be asked for by role operator: it takes role admin; set `role` in [gateways.platypush_tcp], or take "execute" out of `allow`
     error: [gateways.socktools] and [gateways.knut] are both to listen on port 7423: give one of them another in `listen`
-    error: DIR/config.toml:2: [gateways.socktools]: unknown key "raw"; did you mean "raw_action", "raw_argument" or "raw_encoding"?
-    error: environment variable GROUND_STATION_GATEWAYS_KNUT_ALOW: nothing is called so; did you mean GROUND_STATION_GATEWAYS_KNUT_ALLOW?
+    error: DIR/config.toml:2: unknown key `gateways.socktools.raw`; did you mean `raw_action`, `raw_argument` or `raw_encoding`?
+    error: environment variable GROUND_STATION_GATEWAYS_KNUT_ALOW: no key has this variable; did you mean GROUND_STATION_GATEWAYS_KNUT_ALLOW?
     "#);
     // A stop goes out whatever a file says of gateways.
     std::fs::write(dir.path().join("config.toml"), "").expect("writes");
