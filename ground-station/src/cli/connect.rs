@@ -21,7 +21,7 @@ use crate::config::Config;
 use crate::config::gateways::GatewaysConfig;
 use crate::control::lock::{LockError, StateLock};
 use crate::control::server::ControlServer;
-use crate::fleet::engine::{self, Engine, EngineError, Mode, Settings};
+use crate::fleet::engine::{self, Engine, Mode, Settings};
 use crate::fleet::offline_history;
 use crate::gateways::{self, Advertisement, Gateways};
 use swarm_shared::client::Fleet;

@@ -9,8 +9,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::fleet::Fleet;
-use crate::fleet::gateway_peers::GatewayPeers;
 use crate::fleet::engine::transport::bridge::BridgedDevices;
+use crate::fleet::gateway_peers::GatewayPeers;
 use crate::store::Store;
 
 /// The station as other programs find it.

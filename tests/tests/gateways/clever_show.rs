@@ -444,7 +444,12 @@ fn subscriber_receives_drone_events_like_node_events() {
     let mut show = DroneHarness::new("allow = [\"led_*\"]\n");
     let mut stream = UnixStream::connect(show.station.state_file("control.sock")).expect("serve runs");
     stream.set_read_timeout(Some(TEST_TIMEOUT)).expect("set");
-    writeln!(stream, "{}", json!({ "nodes": { "follow": { "telemetry": true } } })).expect("asked");
+    writeln!(
+        stream,
+        "{}",
+        json!({ "nodes": { "follow": { "telemetry": true } } })
+    )
+    .expect("asked");
     let mut lines = BufReader::new(stream);
     let mut wait = |what: &str, wanted: &dyn Fn(&Value) -> bool| loop {
         let mut line = String::new();

@@ -20,8 +20,8 @@ use super::transport::bridge::*;
 use super::*;
 use crate::config::Config;
 use crate::fleet::{
-    ActRequest, Batch, BatchSize, Event, Failure, FileToSend, FilesToSend, Fleet, HistoryDelivery, HistoryQuery, HistoryState, NodeRef,
-    NodeState, NodesRequest, Warning,
+    ActRequest, Batch, BatchSize, Event, Failure, FileToSend, FilesToSend, Fleet, HistoryDelivery,
+    HistoryQuery, HistoryState, NodeRef, NodeState, NodesRequest, Warning,
 };
 use crate::store::{Store, history as store_history};
 
@@ -132,7 +132,10 @@ async fn batch_requested_before_a_stop_is_not_sent_after_release() {
         keep_going: true,
     };
     let mut told = fleet.perform(all_led(Some(batch))).await;
-    assert!(matches!(done(&mut first.commands).await, DeviceOperation::Command { .. }));
+    assert!(matches!(
+        done(&mut first.commands).await,
+        DeviceOperation::Command { .. }
+    ));
     let stopping = fleet.perform(all_stop()).await;
     for device in [&mut first, &mut second] {
         assert_eq!(done(&mut device.stops).await, DeviceOperation::Stop);
@@ -159,7 +162,10 @@ async fn batch_requested_before_a_stop_is_not_sent_after_release() {
     assert!(second.commands.try_recv().is_err(), "nothing is sent");
     // What is asked for from now on goes out.
     let _told = fleet.perform(all_led(None)).await;
-    assert!(matches!(done(&mut second.commands).await, DeviceOperation::Command { .. }));
+    assert!(matches!(
+        done(&mut second.commands).await,
+        DeviceOperation::Command { .. }
+    ));
     engine.shut_down().await;
 }
 
@@ -293,7 +299,10 @@ async fn stop_beyond_the_limit_stops_all_devices() {
         assert_eq!(done(&mut device.stops).await, DeviceOperation::Stop);
         assert_eq!(device.stopped(), Some(Selector::all()));
     }
-    assert!(all.iter().all(|(_, device)| device.was_stopped_since(requested_at)));
+    assert!(
+        all.iter()
+            .all(|(_, device)| device.was_stopped_since(requested_at))
+    );
     let (mut notes, mut targets) = (Vec::new(), Vec::new());
     while let Some(event) = told.recv().await {
         if let Event::Note { text } = event {

@@ -252,7 +252,8 @@ async fn cancel_offline(
     let store = Store::open(state_dir).await?;
     let (deliveries, inbox) = delivery_task::DeliveryTask::channel();
     let next_id = Arc::new(AtomicU64::new(1));
-    let delivery_task = delivery_task::DeliveryTask::open(store.clone(), key.public().id(), next_id, |_| true).await?;
+    let delivery_task =
+        delivery_task::DeliveryTask::open(store.clone(), key.public().id(), next_id, |_| true).await?;
     let shutdown = CancellationToken::new();
     let running = tokio::spawn(delivery_task.run(inbox, shutdown.clone()));
     let all = cancel_and_report(&deliveries, &store, state_dir, request).await;

@@ -18,7 +18,8 @@ use swarm_shared::net::endpoint::EVENTS_MAX;
 use swarm_shared::net::peer::{PeerEvent, PeerInfo};
 use swarm_shared::net::sync::Mutex;
 use swarm_shared::proto::delivery::tracker::{
-    CancelResult, Change, DeliveryTarget, DeliveryTracker, Effect, EncodedCommand, IssueRequest, StoredCommand, WriteId,
+    CancelResult, Change, DeliveryTarget, DeliveryTracker, Effect, EncodedCommand, IssueRequest,
+    StoredCommand, WriteId,
 };
 use swarm_shared::proto::delivery::{CommandId, Stage, StageMessage};
 use swarm_shared::proto::id::{PeerId, PeerKind};
@@ -506,7 +507,13 @@ impl DeliveryTask {
     }
 
     /// Hands a delivery over to its transport; whether it took it.
-    fn deliver(&mut self, to: PeerId, id: CommandId, command: &EncodedCommand, deadline: Option<Instant>) -> bool {
+    fn deliver(
+        &mut self,
+        to: PeerId,
+        id: CommandId,
+        command: &EncodedCommand,
+        deadline: Option<Instant>,
+    ) -> bool {
         let Some(transport) = self.transports.get(&to) else {
             return false;
         };

@@ -16,11 +16,11 @@ use super::{
 };
 use crate::fleet::gateway_peers::GatewayPeers;
 use crate::fleet::{
-    ActRequest, AdminRequest, Event, Failure, HistoryRequest, NodesRequest, PeerView, Request, RequestEnvelope,
-    offline_history,
+    ActRequest, AdminRequest, Event, Failure, HistoryRequest, NodesRequest, PeerView, Request,
+    RequestEnvelope, offline_history,
 };
 use crate::store::Origin;
-use crate::view::fold::fold;
+use crate::text::fold;
 
 /// Error text of a selector in a fleet without nodes.
 const NO_NODES: &str = "this fleet has no nodes yet: type `ground-station fleet invite` here and \
@@ -394,7 +394,10 @@ impl EngineTask {
             events.try_send(Event::failed(Failure::NoMatch, text)).ok();
             return None;
         }
-        let notes = self.unmatched_note(selector, retried).into_iter().chain(shared_names);
+        let notes = self
+            .unmatched_note(selector, retried)
+            .into_iter()
+            .chain(shared_names);
         for note in notes {
             events.try_send(Event::note(note)).ok();
         }

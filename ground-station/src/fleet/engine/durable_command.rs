@@ -156,7 +156,11 @@ pub(super) async fn run(
 /// there is no such stop.
 fn refusal_reason(shared: &SharedContext, target: &Target, action: &str) -> Option<String> {
     let number = shared.stops.unconfirmed.stop_number(target.node.id)?;
-    let runs = target.own_node()?.action_catalog.borrow().can_run_while_stopped(action);
+    let runs = target
+        .own_node()?
+        .action_catalog
+        .borrow()
+        .can_run_while_stopped(action);
     (!runs).then(|| unconfirmed_stops::reason(number))
 }
 

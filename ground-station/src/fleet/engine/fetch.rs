@@ -29,8 +29,8 @@ use super::memory_budget::{self, CopyDestination, ROOT};
 use super::query;
 use super::registry::{Device, NodeDevice, Target};
 use super::reporter::Reporter;
-use super::transport::bridge::{self, BridgedTransport, DeviceOperation, DeviceReply};
 use super::send_files::{TRANSFER_TIME_MAX, TransferAbortGuard, history_arguments};
+use super::transport::bridge::{self, BridgedTransport, DeviceOperation, DeviceReply};
 use crate::fleet::{CommandKind, Event, Failure, NodeRef, files};
 use crate::store::deliveries::{Origin, Record, RecordTarget};
 
@@ -176,7 +176,15 @@ pub(super) async fn run(
                 };
                 let events = reporter.events();
                 let reply = if is_there {
-                    fetch_one(&shared, (&target.node, &device), &path, copy, stall_timeout, events).await
+                    fetch_one(
+                        &shared,
+                        (&target.node, &device),
+                        &path,
+                        copy,
+                        stall_timeout,
+                        events,
+                    )
+                    .await
                 } else {
                     Reply::ended(Outcome::NoAnswer, "offline: nothing was asked")
                 };

@@ -257,13 +257,7 @@ pub(super) fn audit_stream(
 }
 
 /// Notes who did what.
-pub(super) async fn write_audit_entry(
-    store: &Store,
-    who: &str,
-    what: &str,
-    detail: &str,
-    outcome: &str,
-) {
+pub(super) async fn write_audit_entry(store: &Store, who: &str, what: &str, detail: &str, outcome: &str) {
     let entry = AuditEntry {
         at_ms: clock::unix_time_ms(),
         user: who.to_owned(),

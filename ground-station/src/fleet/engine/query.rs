@@ -115,7 +115,11 @@ pub(super) async fn run(
     drop(reply_to);
     // A gateway knows best why there is no reply, and says it when the time is up.
     let any_bridged = waiting.values().any(|target| target.bridged().is_some());
-    let grace = if any_bridged { GATEWAY_GRACE } else { Duration::ZERO };
+    let grace = if any_bridged {
+        GATEWAY_GRACE
+    } else {
+        Duration::ZERO
+    };
     // One timer and one wait for all replies that come together.
     let mut batch = Vec::new();
     let mut timed_out = pin!(clock::sleep_until(started + command.timeout + grace));

@@ -511,7 +511,9 @@ impl NodeRegistry {
     pub(super) fn shared_names_note(&self, targets: &[Target]) -> Option<String> {
         let devices = targets.iter().filter(|target| target.bridged().is_some());
         let names: BTreeSet<&NodeName> = devices.map(|target| &target.node.node).collect();
-        let shared = names.into_iter().filter(|name| self.nodes().any(|member| member.row.name == **name));
+        let shared = names
+            .into_iter()
+            .filter(|name| self.nodes().any(|member| member.row.name == **name));
         let texts = shared.take(NAMES_SHOWN_MAX).map(|name| {
             let mut nodes = targets.iter().filter(|target| target.own_node().is_some());
             if nodes.any(|target| target.node.node == *name) {

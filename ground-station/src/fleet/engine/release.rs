@@ -95,7 +95,13 @@ pub(super) async fn run(
     }
     let record = history_record(CommandKind::Release, &selector, &nodes, to_ms(timeout), origin);
     let abandoned = Reply::failed("given up before its end: whoever asked for it went away");
-    let history = HistoryEntry::open(&shared.tasks, shared.store.clone(), record, move |_| abandoned.clone(), None);
+    let history = HistoryEntry::open(
+        &shared.tasks,
+        shared.store.clone(),
+        record,
+        move |_| abandoned.clone(),
+        None,
+    );
     let deadlines = ReleaseDeadlines {
         link_deadline: shared.started + timeout,
         reply_deadline: started + timeout,
@@ -112,7 +118,10 @@ pub(super) async fn run(
             Device::Bridged(device) => bridged.push((target.node, device)),
         }
     }
-    let first = note.map(Event::note).into_iter().chain([Event::Targets { targets: nodes }]);
+    let first = note
+        .map(Event::note)
+        .into_iter()
+        .chain([Event::Targets { targets: nodes }]);
     for event in first {
         if events.send(event).await.is_err() {
             return;

@@ -276,7 +276,17 @@ async fn send_node_files(
     };
     for (part, file) in (0..).zip(files) {
         let reply = match file {
-            Ok(file) => send_file(&shared, (node.id, &device), &file, timeouts, started, &mut progress).await,
+            Ok(file) => {
+                send_file(
+                    &shared,
+                    (node.id, &device),
+                    &file,
+                    timeouts,
+                    started,
+                    &mut progress,
+                )
+                .await
+            }
             Err(why) => Reply::failed(why),
         };
         if reporter.end(&node, part, reply).await.is_err() {

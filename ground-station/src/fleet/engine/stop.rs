@@ -37,8 +37,8 @@ use tokio::task::JoinSet;
 use super::delivery_task::DeliveryCommand;
 use super::history_writer::HistoryEntry;
 use super::registry::{NodeDevice, Target};
-use super::transport::{DeviceTransport as _, TransportError};
 use super::transport::bridge::{self, BridgedTransport, DeviceOperation, DeviceReply};
+use super::transport::{DeviceTransport as _, TransportError};
 use super::unconfirmed_stops::UnconfirmedStops;
 use super::{SharedContext, history_writer, query};
 use crate::duration::to_ms;
@@ -404,7 +404,11 @@ pub(super) async fn run(
         && !only_devices
     {
         // Devices have been sent the stop all the same; they are told again when they are back.
-        stop_run.shared.deliveries.send(DeliveryCommand::ApplyWithdrawals).await;
+        stop_run
+            .shared
+            .deliveries
+            .send(DeliveryCommand::ApplyWithdrawals)
+            .await;
         let store = &stop_run.shared.store;
         history_writer::write_audit_entry(store, &user, "stop", selector.as_str(), &error).await;
         let failed = Event::failed(Failure::Failed, format!("{error}{latched_note}"));
@@ -665,7 +669,8 @@ impl StopRun {
             )
         });
         let at_work = self.sender.running().filter_map(&node);
-        let at_work = at_work.map(|node| end(node, "stopped; its own command, or its journal, is still at work"));
+        let at_work =
+            at_work.map(|node| end(node, "stopped; its own command, or its journal, is still at work"));
         let devices = self.open_devices.values();
         let devices = devices.map(|node| end(node, DEVICE_NOT_TOLD));
         missing.chain(at_work).chain(devices).collect()

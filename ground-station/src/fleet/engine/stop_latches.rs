@@ -153,7 +153,9 @@ pub(super) enum ReleaseError {
     #[error("it was stopped again after this release was typed; type it again if that stop is meant, too")]
     StoppedAgain,
     /// The log of stops and releases is full.
-    #[error("too many stops and releases of single drones are in force: `ground-station release all` ends them")]
+    #[error(
+        "too many stops and releases of single drones are in force: `ground-station release all` ends them"
+    )]
     TooMany,
 }
 
@@ -215,7 +217,11 @@ impl StopLatches {
     ///
     /// # Errors
     /// [`ReleaseError`]: nothing is released.
-    pub(super) fn release(&self, selector: &Selector, requested_at: u64) -> Result<Option<u64>, ReleaseError> {
+    pub(super) fn release(
+        &self,
+        selector: &Selector,
+        requested_at: u64,
+    ) -> Result<Option<u64>, ReleaseError> {
         let mut done = Ok(None);
         self.state.send_if_modified(|state| {
             if state.last_stop > requested_at {
@@ -316,7 +322,10 @@ impl StopLatches {
         self.stored.send_modify(|stored| match fault {
             Some((of, why)) => {
                 if stored.fault.is_none() {
-                    tracing::error!(why, "Stops of drones are in force and not stored; tried again each second");
+                    tracing::error!(
+                        why,
+                        "Stops of drones are in force and not stored; tried again each second"
+                    );
                 }
                 stored.fault = Some((of, why));
             }

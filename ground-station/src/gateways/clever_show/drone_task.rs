@@ -353,15 +353,15 @@ impl DroneTask {
                 return drop(reply.send(DeviceReply::Reply(Reply::done(RELEASED_TEXT.into()))));
             }
             DeviceOperation::Stop => self.stop_ended = false,
-            DeviceOperation::Release | DeviceOperation::Command { .. } | DeviceOperation::Push { .. } | DeviceOperation::Fetch { .. } => {}
+            DeviceOperation::Release
+            | DeviceOperation::Command { .. }
+            | DeviceOperation::Push { .. }
+            | DeviceOperation::Fetch { .. } => {}
         }
         let ticket = self.next_ticket();
         let times = CommandTimes {
             issued,
-            until: Deadlines {
-                start_by,
-                respond_by,
-            },
+            until: Deadlines { start_by, respond_by },
             now: clock::now(),
         };
         match self.policy.send(&mut self.drone, ticket, operation, times) {
@@ -399,10 +399,15 @@ impl DroneTask {
                 Ok(())
             }
             // Also where there was no word to stop it with.
-            DeviceOperation::Command { .. } | DeviceOperation::Push { .. } if stopped && self.policy.has_side_effects(operation) => {
+            DeviceOperation::Command { .. } | DeviceOperation::Push { .. }
+                if stopped && self.policy.has_side_effects(operation) =>
+            {
                 Err(Reply::refused("an emergency stop is in force: release it first"))
             }
-            DeviceOperation::Stop | DeviceOperation::Command { .. } | DeviceOperation::Push { .. } | DeviceOperation::Fetch { .. } => Ok(()),
+            DeviceOperation::Stop
+            | DeviceOperation::Command { .. }
+            | DeviceOperation::Push { .. }
+            | DeviceOperation::Fetch { .. } => Ok(()),
         }
     }
 
@@ -448,7 +453,9 @@ impl DroneTask {
             },
             now,
         };
-        let given = self.policy.send(&mut self.drone, ticket, DeviceOperation::Stop, times);
+        let given = self
+            .policy
+            .send(&mut self.drone, ticket, DeviceOperation::Stop, times);
         let id = self.drone.id();
         match given {
             Ok(_sense) => {

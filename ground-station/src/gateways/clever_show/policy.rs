@@ -139,7 +139,9 @@ impl CommandPolicy {
     /// Whether it is no mere question.
     pub(super) fn has_side_effects(&self, operation: &DeviceOperation) -> bool {
         match operation {
-            DeviceOperation::Command { action, arguments } => action != "ping" && !self.is_request(action, arguments),
+            DeviceOperation::Command { action, arguments } => {
+                action != "ping" && !self.is_request(action, arguments)
+            }
             DeviceOperation::Push { .. } => true,
             DeviceOperation::Fetch { .. } | DeviceOperation::Stop | DeviceOperation::Release => false,
         }

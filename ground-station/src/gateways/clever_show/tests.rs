@@ -18,7 +18,8 @@ use tokio::time::timeout;
 use super::*;
 use crate::config::Config;
 use crate::fleet::engine::transport::bridge::{
-    BridgedDevices, DEVICES_MAX, DeviceGuard, DeviceOperation, DeviceProfile, DeviceReply, device_id, device_name,
+    BridgedDevices, DEVICES_MAX, DeviceGuard, DeviceOperation, DeviceProfile, DeviceReply, device_id,
+    device_name,
 };
 use crate::fleet::{Fleet, NodeRef};
 

@@ -94,7 +94,13 @@ impl Harness {
             knut: Some(knut),
             ..GatewaysConfig::default()
         };
-        let open = Gateways::open(&gateways, test_advertisement(), fleet, BridgedDevices::default(), store);
+        let open = Gateways::open(
+            &gateways,
+            test_advertisement(),
+            fleet,
+            BridgedDevices::default(),
+            store,
+        );
         let open = open.await.expect("opens");
         let call = calls.recv().await.expect("the gateway follows");
         assert_eq!(call.request, NodesRequest::Follow { telemetry: true }.into());

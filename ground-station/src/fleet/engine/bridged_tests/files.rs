@@ -26,9 +26,15 @@ fn send(selector: &str, files: &[(&std::path::Path, u64)], ttl_ms: u64) -> ActRe
 async fn pushed(device: &mut DeviceGuard) -> (Bytes, oneshot::Sender<DeviceReply>) {
     let command = tokio::time::timeout(Duration::from_secs(20), device.commands.recv()).await;
     let DeviceCommand {
-        operation, reply, start_by, ..
+        operation,
+        reply,
+        start_by,
+        ..
     } = command.expect("in time").expect("sent");
-    assert!(start_by > clock::now(), "it has its time to live from its turn on");
+    assert!(
+        start_by > clock::now(),
+        "it has its time to live from its turn on"
+    );
     let DeviceOperation::Push { content, .. } = operation else {
         panic!("{operation:?}")
     };
@@ -120,7 +126,10 @@ async fn device_files_wait_for_memory_and_not_for_absent_devices() {
     let _told = fleet.perform(send("d1", &[(&a, 1), (&b, 2)], 1_500)).await;
     let command = first.commands.recv().await.expect("sent");
     let (start_by, expired) = (command.start_by, Reply::ended(Outcome::Expired, "away"));
-    command.reply.send(DeviceReply::Reply(expired)).expect("somebody waits");
+    command
+        .reply
+        .send(DeviceReply::Reply(expired))
+        .expect("somebody waits");
     let command = first.commands.recv().await.expect("sent");
     assert!(command.start_by < start_by + Duration::from_secs(1));
     gone_out(command.reply);

@@ -101,7 +101,11 @@ async fn abandoned_transfer_has_its_ends_in_the_history() {
     drop(history);
     tasks.close();
     tasks.wait().await;
-    let ended: Vec<HistoryState> = states(dir.path()).await.into_iter().map(|(_, state)| state).collect();
+    let ended: Vec<HistoryState> = states(dir.path())
+        .await
+        .into_iter()
+        .map(|(_, state)| state)
+        .collect();
     let no_answer = HistoryState::Ended(Outcome::NoAnswer);
     assert_eq!(ended[0], HistoryState::Ended(Outcome::Done));
     assert_eq!(ended[1..], [no_answer; 3]);

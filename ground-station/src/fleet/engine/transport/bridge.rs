@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use serde_json::{Map, Value};
 use swarm_shared::net::clock;
-use swarm_shared::net::sync::Mutex;
 use swarm_shared::net::peer::{CompletedRequest, RequestResult};
+use swarm_shared::net::sync::Mutex;
 use swarm_shared::proto::id::{NodeName, PeerId, PeerKind};
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::outcome::{Outcome, Reply};
@@ -621,7 +621,10 @@ impl BridgedDevices {
             last_heard_ms: last_heard,
             tags: profile.tags.clone(),
             software: profile.software.clone(),
-            warnings: stopped.then_some(Warning::DeviceStopUnconfirmed).into_iter().collect(),
+            warnings: stopped
+                .then_some(Warning::DeviceStopUnconfirmed)
+                .into_iter()
+                .collect(),
             stopped: None,
             stop_unconfirmed: stopped.then_some(STOP_NUMBER),
             checks: Vec::new(),
@@ -646,7 +649,11 @@ pub fn device_name(id: &str) -> NodeName {
 #[cfg(test)]
 impl BridgedDevices {
     /// Sends a device an operation, as the engine does.
-    pub(crate) async fn send(&self, name: &str, operation: DeviceOperation) -> oneshot::Receiver<DeviceReply> {
+    pub(crate) async fn send(
+        &self,
+        name: &str,
+        operation: DeviceOperation,
+    ) -> oneshot::Receiver<DeviceReply> {
         self.send_issued(name, operation, clock::now()).await
     }
 

@@ -21,7 +21,9 @@ impl DeviceTransport for PeerLink {
     }
 
     fn try_deliver(&self, delivery: &OutgoingDelivery<'_>) -> Result<ReplyPath, TransportError> {
-        let OutgoingDelivery { command, deadline, .. } = delivery;
+        let OutgoingDelivery {
+            command, deadline, ..
+        } = delivery;
         let frame = match deadline {
             Some(_) => command.frame(),
             None => command.status_query(),

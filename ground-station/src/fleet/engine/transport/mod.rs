@@ -9,10 +9,10 @@ use std::time::Instant;
 
 use swarm_shared::net::peer::CompletedRequest;
 use swarm_shared::proto::delivery::tracker::EncodedCommand;
-use swarm_shared::proto::wire::encoded::EncodedFrame;
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::trust::gate::{ActionClass, classify};
 use swarm_shared::proto::wire::Lane;
+use swarm_shared::proto::wire::encoded::EncodedFrame;
 use tokio::sync::{mpsc, oneshot};
 
 pub mod bridge;

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use super::super::CommandId;
 use super::{
-    Change, CommandEntry, Delivery, DeliveryTarget, DeliveryTracker, Effect, EncodedCommand, IssueRequest, IssuedCommand,
-    OPEN_DELIVERIES_MAX, OPEN_PER_NODE_MAX, OpenCommand, Phase, SentMark, StoredState, StoredTarget,
-    WriteInProgress, absent_reply,
+    Change, CommandEntry, Delivery, DeliveryTarget, DeliveryTracker, Effect, EncodedCommand, IssueRequest,
+    IssuedCommand, OPEN_DELIVERIES_MAX, OPEN_PER_NODE_MAX, OpenCommand, Phase, SentMark, StoredState,
+    StoredTarget, WriteInProgress, absent_reply,
 };
 use crate::proto::id::PeerId;
 use crate::proto::outcome::Reply;

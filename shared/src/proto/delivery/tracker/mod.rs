@@ -49,7 +49,8 @@ mod withdraw;
 
 pub use cancel::CancelResult;
 pub use change::{
-    Change, EncodedCommand, IssuedCommand, OpenCommand, OpenDelivery, StoredCommand, StoredState, StoredTarget,
+    Change, EncodedCommand, IssuedCommand, OpenCommand, OpenDelivery, StoredCommand, StoredState,
+    StoredTarget,
 };
 pub use effect::{DeliveryTarget, Effect, IssueRequest, WriteId};
 

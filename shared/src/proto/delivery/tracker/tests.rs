@@ -1,9 +1,9 @@
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::proto::wire::encoded::EncodedFrame;
 use crate::net::clock;
 use crate::proto::id::NodeName;
+use crate::proto::wire::encoded::EncodedFrame;
 use crate::proto::wire::encoded::{OutBuffer, Trailer};
 use crate::proto::wire::{Frame, FrameLimits, FrameReader};
 

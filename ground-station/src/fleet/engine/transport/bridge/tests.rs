@@ -101,4 +101,3 @@ fn full_registry_forgets_the_device_away_longest() {
     drop(guards);
     assert_eq!(devices.len(), 2, "those that were seated last");
 }
-
