@@ -66,7 +66,7 @@ pub fn check_path(path: &str) -> Result<(), FilesError> {
 /// else it is the file's own path.
 ///
 /// # Errors
-/// [`FilesError::BadPath`] or [`FilesError::NoName`].
+/// [`FilesError::BadPath`] or [`FilesError::NoFileName`].
 pub fn destination(dest: &str, source: &Path, several: bool) -> Result<String, FilesError> {
     check_path(dest)?;
     if !several && dest.contains('/') && !dest.ends_with('/') {

@@ -85,7 +85,7 @@ impl KeepaliveConfig {
     /// Checks the numbers against what the kernel takes.
     ///
     /// # Errors
-    /// [`BadKeepalive`], which names the number and its range.
+    /// [`KeepaliveError`], which names the number and its range.
     pub fn new(idle: Duration, interval: Duration, probes: u32) -> Result<Self, KeepaliveError> {
         for (what, value) in [("idle", idle), ("interval", interval)] {
             if value.subsec_nanos() != 0 || !(1..=SECONDS_MAX).contains(&value.as_secs()) {

@@ -68,7 +68,7 @@ fn advice(error: &io::Error) -> &'static str {
 /// Makes a state directory, and those above it, for its owner only; one that is there already stays as it is.
 ///
 /// # Errors
-/// [`StoreError::Io`].
+/// [`StateFileError::Io`].
 pub fn create_dir(path: &Path) -> Result<(), StateFileError> {
     let made = fs::DirBuilder::new().recursive(true).mode(MODE_DIR).create(path);
     made.map_err(io_error("create", path))
@@ -77,7 +77,7 @@ pub fn create_dir(path: &Path) -> Result<(), StateFileError> {
 /// The file's content; `None` if there is no such file.
 ///
 /// # Errors
-/// [`StoreError`].
+/// [`StateFileError`].
 pub fn read(path: &Path) -> Result<Option<Vec<u8>>, StateFileError> {
     match File::open(path) {
         Ok(file) => read_open(&file, path).map(Some),
@@ -103,7 +103,7 @@ pub(super) fn read_open(file: &File, path: &Path) -> Result<Vec<u8>, StateFileEr
 /// Writes the file in one step, over what was there, with exactly this mode.
 ///
 /// # Errors
-/// [`StoreError`]; then the old file is still there.
+/// [`StateFileError`]; then the old file is still there.
 pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), StateFileError> {
     let temp = TempFile::write(path, bytes, mode)?;
     fs::rename(&temp.path, path).map_err(io_error("write", path))?;
@@ -113,7 +113,7 @@ pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), StateFil
 /// Writes the file in one step if there is none; `Ok(false)` if there is one, which then stays.
 ///
 /// # Errors
-/// [`StoreError`].
+/// [`StateFileError`].
 pub fn create_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<bool, StateFileError> {
     let temp = TempFile::write(path, bytes, mode)?;
     // A hard link, unlike a rename, never replaces a file that another process has written meanwhile.

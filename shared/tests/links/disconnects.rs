@@ -152,7 +152,7 @@ async fn silent_peer_is_offline_within_four_heartbeats() {
         match station.next_event().await {
             PeerEvent::Silent(_) => silent = true,
             PeerEvent::Disconnected { reason, .. } => {
-                assert!(reason.contains("heard"), "{reason}");
+                assert!(reason.contains("received"), "{reason}");
                 break;
             }
             other @ (PeerEvent::Connected { .. }

@@ -57,7 +57,7 @@ struct Server {
 /// Opens the gateway.
 ///
 /// # Errors
-/// [`DoorError`].
+/// [`GatewayError`].
 pub fn open(config: &CleverShowConfig, context: &GatewayContext) -> Result<(), GatewayError> {
     let listener = GatewayListener::open(GATEWAY, &config.common, context)?;
     let listens = listener.local_addr().unwrap_or(config.common.listen);

@@ -153,7 +153,7 @@ impl RequestHandler {
         self.build_response(id, None, Err(fault.to_owned()))
     }
 
-    /// Encodes a response; an error in its place if it is longer than [`RESPONSE_BYTES_MAX`].
+    /// Encodes a response; an error in its place if it is longer than `RESPONSE_BYTES_MAX`.
     pub fn encode(&self, response: &Response) -> Vec<u8> {
         let bytes = |response: &Response| response.to_value(clock::unix_time_ms()).to_string().into_bytes();
         let whole = bytes(response);

@@ -9,7 +9,7 @@
 //! accepted as the server; with `server = "auto"`, any program that announces itself. So the server may read, and may run
 //! what `allow` names as far as `role` permits; anything else is refused at once. Commands run in the order of their
 //! arrival, by the priorities of the node's executor: landing actions first, then flight actions, then the rest. What
-//! arrives after a pushed file starts once that is stored, landing actions excepted ([`file_queue`]). A refused or failed
+//! arrives after a pushed file starts once that is stored, landing actions excepted (`file_queue`). A refused or failed
 //! action has no answer in the protocol, as with the real program; the log reports it.
 //!
 //! Invariant: the gateway's task never waits for a disk.

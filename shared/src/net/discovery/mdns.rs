@@ -128,7 +128,7 @@ pub enum DiscoveryEvent {
         kind: PeerKind,
         /// The first 8 bytes of its id.
         id: Prefix,
-        /// The same as in [`Found::instance`].
+        /// The same as in [`DiscoveredPeer::instance`].
         instance: String,
     },
 }

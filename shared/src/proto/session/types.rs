@@ -31,7 +31,7 @@ impl Timing {
             heartbeat,
             silent_after: heartbeat.saturating_mul(2),
             lost_after: heartbeat.saturating_mul(3),
-            ack_delay: Duration::from_millis(100),
+            ack_delay: Duration::from_millis(25),
             ack_interval: Duration::from_millis(2),
         }
     }

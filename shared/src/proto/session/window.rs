@@ -5,7 +5,7 @@
 //! acknowledged is the delay of the empty link; anything above it is queueing. While the queueing delay is below
 //! [`QUEUE_DELAY_TARGET`] the window grows, and faster with less delay; above it, the window shrinks.
 //!
-//! A link that is never empty would be measured as a slow one. So every [`PROBE_INTERVAL`] the sender waits until all
+//! A link that is never empty would be measured as a slow one. So every `PROBE_INTERVAL` the sender waits until all
 //! frames are acknowledged, and one frame that is sent alone measures the empty link.
 //!
 //! Invariant: the window stays between its smallest and largest size; if these are equal, it never changes.

@@ -1,7 +1,7 @@
 //! How commands reach a device: over an own link to a node, or through the gateway that a device of another program
 //! is connected to.
 //!
-//! A transport takes commands and returns replies, and declares what the device can do. Only [`link`] knows frames.
+//! A transport takes commands and returns replies, and declares what the device can do. Only `link` knows frames.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Platypush over HTTP: request messages, hooks, files, pages, and events over a WebSocket. [`crate::http`] is the server.
+//! Platypush over HTTP: request messages, hooks, files, pages, and events over a WebSocket. `crate::http` is the server.
 //!
 //! | module | routes |
 //! |---|---|
