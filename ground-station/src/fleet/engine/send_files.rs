@@ -111,12 +111,20 @@ pub(super) async fn run(
 ) {
     let started = clock::now();
     let mut named = Vec::new();
-    let mut jobs = JoinSet::new();
-    // Files that several devices get are read once.
-    let mut shared_files: BTreeMap<PathBuf, Result<Arc<SharedFile>, Reply>> = BTreeMap::new();
+    let mut plan = Vec::new();
     for Target { node, device, .. } in targets {
         let files = files_for_node(&what, &node);
         named.extend(std::iter::repeat_n(node.clone(), files.len()));
+        plan.push((node, device, files));
+    }
+    // Before any transfer starts: the caller has to know the targets, should this process end midway.
+    if reporter.send(Event::Targets { targets: named }).await.is_err() {
+        return;
+    }
+    let mut jobs = JoinSet::new();
+    // Files that several devices get are read once.
+    let mut shared_files: BTreeMap<PathBuf, Result<Arc<SharedFile>, Reply>> = BTreeMap::new();
+    for (node, device, files) in plan {
         let reporter = reporter.clone();
         match device {
             Device::Node(device) => drop(jobs.spawn(send_node_files(
@@ -137,10 +145,6 @@ pub(super) async fn run(
                 jobs.spawn(async move { drop(sending.await) });
             }
         }
-    }
-    // The jobs wait for the first poll of their own, and their events are taken in any order.
-    if reporter.send(Event::Targets { targets: named }).await.is_err() {
-        return;
     }
     tokio::select! {
         () = reporter.events().closed() => {}
