@@ -102,7 +102,7 @@ impl<T> Session<T> {
     /// The last number that was read from the peer.
     fn resume_point(&self) -> u64 {
         #[cfg(feature = "planted-bugs")]
-        if super::crate::proto::planted::is(super::crate::proto::planted::Bug::ResumeOffByOne) {
+        if crate::proto::planted::is(crate::proto::planted::Bug::ResumeOffByOne) {
             return self.received + u64::from(self.received > 0);
         }
         self.received
