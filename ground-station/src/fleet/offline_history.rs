@@ -116,7 +116,7 @@ fn with_end(mut all: Vec<Event>) -> Vec<Event> {
 async fn send_events(events: &mpsc::Sender<Event>, all: Vec<Event>) {
     for event in all {
         if events.send(event).await.is_err() {
-            // Nobody wants to know.
+            // No caller waits for the reply.
             return;
         }
     }

@@ -1,5 +1,5 @@
 //! Users of gateways that ask for a name, and their tokens. A password is kept as what argon2 makes of it, a token as its
-//! SHA-256: whoever reads the file can pass no gateway with it.
+//! SHA-256: the file alone gives no access to a gateway.
 
 use rusqlite::{Connection, OptionalExtension, params};
 

@@ -63,7 +63,7 @@ pub(super) struct NewCommand {
     pub(super) origin: Origin,
 }
 
-/// What whoever issued a command is told.
+/// What the issuer of a command is told.
 #[derive(Debug)]
 pub(super) enum DeliveryUpdate {
     /// It is stored, as this command of the history.
@@ -136,10 +136,10 @@ pub(super) struct DeliveryInbox {
     withdrawals: Withdrawals,
 }
 
-/// With the book goes whoever waits to hear how many deliveries were withdrawn: nobody would tell.
+/// Dropping the inbox also ends the wait for the number of withdrawn deliveries: no task would report it.
 impl Drop for DeliveryInbox {
     fn drop(&mut self) {
-        // First: what is ordered after this is told by `say` that nobody listens.
+        // First: a later withdrawal then learns from `send` that the task has ended.
         self.commands.close();
         drop_withdrawals(&self.withdrawals);
     }
@@ -151,7 +151,7 @@ fn drop_withdrawals(withdrawals: &Withdrawals) {
 
 impl DeliveryHandle {
     /// From now on nothing that waits for these nodes is sent. The book sees to it with the next word that it hears,
-    /// such as [`Word::Withdrawn`]; how many deliveries that were comes back. It waits for nothing and wakes nobody.
+    /// such as [`Word::Withdrawn`]; the number of withdrawn deliveries comes back. It does not wait and wakes no task.
     pub(super) fn withdraw(&self, targets: Vec<PeerId>, reason: String) -> oneshot::Receiver<usize> {
         let (reply, count) = oneshot::channel();
         let ordered_at = clock::now();
@@ -567,7 +567,7 @@ impl DeliveryTask {
         self.notify_cancelled();
     }
 
-    /// Tells whoever has taken something back, once all of that is stored.
+    /// Notifies each caller of a cancel once all of its outcomes are stored.
     fn notify_cancelled(&mut self) {
         let (open, stored): (Vec<_>, Vec<_>) = std::mem::take(&mut self.pending_cancels)
             .into_iter()
@@ -632,7 +632,7 @@ impl DeliveryTask {
         self.begin_write();
     }
 
-    /// The channel has room for all that a command can ever be told; whoever has gone wants to know no more.
+    /// The channel has room for all that a command can ever be told; a caller that has disconnected is not told.
     fn notify(&self, id: CommandId, update: DeliveryUpdate) {
         if let Some(listener) = self.observers.get(&id) {
             let _gone = listener.updates.try_send(update);

@@ -50,7 +50,7 @@ struct Failed;
 
 fn send_shut_down(events: &mpsc::Sender<Event>) {
     let stopped = Event::failed(Failure::ShutDown, "the station is shutting down; ask again");
-    // Without room nobody reads.
+    // A full channel means that the caller does not read.
     let _caller_gone = events.try_send(stopped);
 }
 

@@ -21,7 +21,7 @@ use crate::text::pluralize;
 
 /// How often it is looked whether something is too old to keep.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
-/// Between two slices, so that whoever has something to store comes first.
+/// Between two slices, so that waiting writes come first.
 const PRUNE_SLICE_PAUSE: Duration = Duration::from_millis(20);
 /// How long until an end that the disk refused is tried again.
 const STORE_RETRY_INTERVAL: Duration = Duration::from_secs(1);
@@ -144,7 +144,7 @@ fn is_permanent(error: &StoreError) -> bool {
     matches!(error, StoreError::BadRow { .. } | StoreError::Closed)
 }
 
-/// What the audit says of a request: what, and of whom. `None` for what is noted elsewhere, or changes nothing.
+/// The audit entry of a request: its action and its subject. `None` if it is recorded elsewhere or changes nothing.
 pub(super) fn audit_entry(request: &Request) -> Option<(String, String)> {
     let entry = |what: &str, detail: String| Some((what.to_owned(), detail));
     match request {

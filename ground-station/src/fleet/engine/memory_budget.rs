@@ -28,7 +28,7 @@ pub(super) const IN_MEMORY_MAX: u32 = 64 * 1024 * 1024;
 const ROOM_TIMEOUT_MIN: Duration = Duration::from_secs(if cfg!(test) { 0 } else { 600 });
 const NO_ROOM: &str = "not sent: too many files are on their way to drones, and none of them has ended for as long as \
                        `--ttl` says, and for 10 minutes; give it a longer `--ttl`, or send to fewer drones at once";
-/// Why a file is not sent of which nobody waits for the end.
+/// Why a file is not sent if its caller has disconnected.
 pub(super) const CALLER_GONE: &str = "not sent: whoever asked for it went away";
 /// Name of the only root of a fetch: the directory that the operator named.
 pub(super) const ROOT: &str = "dir";

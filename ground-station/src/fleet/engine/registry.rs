@@ -423,7 +423,7 @@ impl NodeRegistry {
             .map_or_else(|| id.short(), |member| member.row.name.to_string())
     }
 
-    /// Whether nobody has ever belonged.
+    /// Whether there has never been a member.
     pub(super) fn is_empty(&self) -> bool {
         self.members.is_empty()
     }

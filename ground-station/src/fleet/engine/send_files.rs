@@ -40,7 +40,7 @@ use crate::store::deliveries::{Origin, Record, RecordTarget};
 pub(super) const CONCURRENT_TRANSFERS_MAX: usize = 32;
 /// Chunks that are read ahead of the link.
 const READ_AHEAD_CHUNKS: usize = 4;
-/// The longest that the end of a file is remembered; whoever waits gives up sooner, when nothing moves.
+/// The longest that the end of a file is remembered; a caller gives up sooner, when nothing moves.
 pub(super) const TRANSFER_TIME_MAX: Duration = Duration::from_secs(24 * 3_600);
 /// How long it is tried to tell a node that a file will not be finished: as long as the node waits by itself.
 const ABORT_SEND_TIMEOUT: Duration = Duration::from_secs(60);
@@ -264,7 +264,7 @@ async fn send_node_files(
     reporter: Reporter,
 ) {
     let begin_by = started + timeouts.ttl.min(timeouts.stall_timeout);
-    // Not in turn: those that are away keep nobody waiting who is there.
+    // Not in turn: offline nodes do not delay linked ones.
     let _each_file_asks_again = device.wait_online_until(begin_by).await;
     // The semaphore is never closed.
     let Ok(_turn) = shared.transfer_slots.clone().acquire_owned().await else {

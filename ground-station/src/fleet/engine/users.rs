@@ -1,4 +1,4 @@
-//! Users of gateways, and their tokens, for whoever runs this station.
+//! Users of gateways, and their tokens, for the operator of this station.
 
 use swarm_shared::net::clock;
 use tokio::sync::mpsc;

@@ -32,7 +32,7 @@ const ARRIVAL_STOP_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 const AWAY_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 /// How a drone_task ends whose device was given away.
 const SEAT_LOST: &str = "another drone needed its place at this station";
-/// How often it is looked whether somebody has given up waiting, or its device was given away.
+/// How often the task checks whether a caller has given up, or the device has been replaced.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A connection that says that it is this drone.
@@ -95,7 +95,7 @@ pub(super) struct DroneTask {
     pending_takeover: Option<PendingTakeover>,
     pending_replies: BTreeMap<u64, (ReplyKind, oneshot::Sender<DeviceReply>)>,
     last_ticket: u64,
-    /// A stop that nobody at this station waits for: it was given before the drone came.
+    /// A stop that no caller waits for: it was given before the drone connected.
     arrival_stop: Option<u64>,
     /// Whether it was seen that its stop is over, before anybody said so.
     stop_ended: bool,
@@ -329,7 +329,7 @@ impl DroneTask {
             let now = clock::now();
             self.drone.on_disconnected(now);
             self.away_since = Some(now);
-            // Nobody can tell any more which of them comes back.
+            // Which of them comes back is not known.
             self.duplicate_guard = None;
             self.superseded = self.duplicates.any_connected();
         }
@@ -468,7 +468,7 @@ impl DroneTask {
         }
     }
 
-    /// Forgets what nobody waits for any more. A stop that is in force is told all the same.
+    /// Drops commands that no caller waits for. A stop that is in force is sent all the same.
     fn drop_abandoned(&mut self) {
         let drone = &mut self.drone;
         self.pending_replies.retain(|ticket, (_, reply)| {

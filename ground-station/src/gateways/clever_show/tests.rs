@@ -204,7 +204,7 @@ async fn absent_drone_frees_its_seat_and_can_return() {
     let rig = Harness::new("").await;
     let devices = &rig.context.devices;
     let _others = fill_all_seats_but_one(devices);
-    // They answer nothing more than who they are, and nobody waits for them.
+    // They answer only the question for their id, and no caller waits for them.
     for id in ["clever-1", "clever-2", "clever-1"] {
         drop(connect_when_free(&rig, id).await);
         assert_eq!(devices.len(), DEVICES_MAX);
@@ -308,7 +308,7 @@ async fn active_stop_is_sent_to_arriving_drones_until_released() {
         refused,
         Reply::refused("an emergency stop is in force: release it first")
     );
-    // Nobody told it of the release: it was not known yet when that was typed.
+    // It was not told of the release: it was not known yet when that was typed.
     devices.latch("clever-*", false);
     let done = timeout(TEST_TIMEOUT, async {
         while reply_of(devices.send("clever-1", led()).await).await != Reply::done("sent, unconfirmed".into())

@@ -115,7 +115,7 @@ async fn abandoned_transfer_has_its_ends_in_the_history() {
 async fn stop_outcomes_are_recorded_without_awaiting_the_disk() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = Store::open(dir.path()).await.expect("opens");
-    // A disk that stands still: somebody else writes to the same database.
+    // A disk that stands still: another connection writes to the same database.
     let other = rusqlite::Connection::open(dir.path().join("station.db")).expect("opens");
     other.execute_batch("BEGIN IMMEDIATE").expect("locked");
     let tasks = TaskTracker::new();

@@ -509,7 +509,7 @@ impl BridgedDevices {
         self.notify();
     }
 
-    /// Counts changes, for whoever waits for the next.
+    /// Counts changes, for tasks that wait for the next one.
     pub(in crate::fleet::engine) fn changes(&self) -> watch::Receiver<u64> {
         self.0.changed.subscribe()
     }

@@ -67,7 +67,7 @@ pub struct Drone {
     events: VecDeque<Event>,
 }
 
-/// Ticket of frames that nobody waits for: the server's own requests, and a stop that is sent again.
+/// Ticket of frames that no caller waits for: the server's own requests, and a stop that is sent again.
 const NO_TICKET: Option<u64> = None;
 
 impl Drone {
