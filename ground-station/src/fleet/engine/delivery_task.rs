@@ -151,7 +151,7 @@ fn drop_withdrawals(withdrawals: &Withdrawals) {
 
 impl DeliveryHandle {
     /// From now on nothing that waits for these nodes is sent. The book sees to it with the next word that it hears,
-    /// such as [`Word::Withdrawn`]; the number of withdrawn deliveries comes back. It does not wait and wakes no task.
+    /// such as `DeliveryCommand::ApplyWithdrawals`; the number of withdrawn deliveries comes back. It does not wait and wakes no task.
     pub(super) fn withdraw(&self, targets: Vec<PeerId>, reason: String) -> oneshot::Receiver<usize> {
         let (reply, count) = oneshot::channel();
         let ordered_at = clock::now();
