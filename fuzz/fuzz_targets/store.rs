@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use ground_station::config::RetentionPolicy;
-use ground_station::fleet::HistoryQuery;
+use swarm_shared::api::HistoryQuery;
 use ground_station::store::deliveries::{self, Origin};
 use ground_station::store::retention;
 use ground_station::store::timestamp::Timestamp;

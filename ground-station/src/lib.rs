@@ -2,10 +2,10 @@
 //!
 //! | module | what it does |
 //! |---|---|
-//! | [`fleet`] | carries out requests: links, deliveries, files, emergency stops, membership |
-//! | [`control`] | answers other processes of this machine over a Unix socket, and locks the state directory |
+//! | [`engine`] | carries out requests: links, deliveries, files, emergency stops, membership |
+//! | [`control`] | answers other processes of this machine over a Unix socket |
 //! | [`gateways`] | connects programs that speak other protocols |
-//! | [`store`] | keeps members, invitations, commands and their deliveries over restarts |
+//! | [`store`] | locks the state directory; keeps members, invitations, commands and their deliveries over restarts |
 //! | [`config`] | reads `config.toml` and `GROUND_STATION_*` |
 //! | [`text`] | folds names of nodes |
 //! | `http` | feature `http`: the HTTP server that gateways share |
@@ -18,7 +18,7 @@
 pub mod cli;
 pub mod config;
 pub mod control;
-pub mod fleet;
+pub mod engine;
 pub mod gateways;
 #[cfg(feature = "http")]
 mod http;

@@ -19,11 +19,11 @@ use super::CommonOptions;
 use super::screen::{CliError, Screen};
 use crate::config::Config;
 use crate::config::gateways::GatewaysConfig;
-use crate::control::lock::{LockError, StateLock};
 use crate::control::server::ControlServer;
-use crate::fleet::engine::{self, Engine, Mode, Settings};
-use crate::fleet::offline_history;
+use crate::engine::observe::offline_history;
+use crate::engine::{self, Engine, Mode, Settings};
 use crate::gateways::{self, Advertisement, Gateways};
+use crate::store::lock::{LockError, StateLock};
 use swarm_shared::client::Fleet;
 
 /// Interval between two attempts to lock a taken state directory.

@@ -8,7 +8,7 @@ use super::screen::{CliError, Screen};
 use super::send::absolute;
 use super::{CommonOptions, request};
 use crate::duration::to_ms;
-use crate::fleet::files;
+use crate::engine::files::names;
 use swarm_shared::api::ActRequest;
 
 /// Copy a file from nodes; each copy is named after its node
@@ -28,7 +28,7 @@ pub(super) struct Args {
 pub(super) async fn run(args: Args, common: &CommonOptions, screen: &mut Screen) -> Result<u8, CliError> {
     let (selector, path) =
         Selector::split_path(&args.from).map_err(|error| CliError::usage(error.to_string()))?;
-    files::check_path(path)?;
+    names::check_path(path)?;
     std::fs::create_dir_all(&args.dir)
         .map_err(|error| CliError::usage(format!("cannot make {:?}: {error}", args.dir)))?;
     let request = ActRequest::Fetch {

@@ -1,4 +1,4 @@
-//! The command line. A verb is `Args` plus `run`, one file each; it asks the [`fleet`](crate::fleet) and prints a
+//! The command line. A verb is `Args` plus `run`, one file each; it asks a [`Fleet`](swarm_shared::client::Fleet) and prints a
 //! [`view`](crate::view). All printing goes through one `Screen`.
 //!
 //! | exit status | meaning |

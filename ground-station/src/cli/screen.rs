@@ -7,10 +7,10 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
 use crate::config::ConfigError;
-use crate::control::lock::LockError;
 use crate::control::server::ServerError;
-use crate::fleet::engine::EngineError;
-use crate::fleet::files::FilesError;
+use crate::engine::EngineError;
+use crate::engine::files::names::FilesError;
+use crate::store::lock::LockError;
 use crate::view::deliveries::DeliveryReport;
 use crate::view::{self, Paint, Style};
 use swarm_shared::api::{Event, Failure};

@@ -7,7 +7,7 @@ use swarm_shared::proto::selector::Selector;
 use super::screen::{CliError, Screen};
 use super::{CommonOptions, request};
 use crate::duration::to_ms;
-use crate::fleet::files;
+use crate::engine::files::names;
 use swarm_shared::api::{ActRequest, FileToSend, FilesToSend};
 
 /// Send files to nodes: the same to all, or to each its own
@@ -52,7 +52,7 @@ fn plan_transfer(args: Args) -> Result<(Selector, FilesToSend), CliError> {
     };
     let (selector, dest) =
         Selector::split_path(target).map_err(|error| CliError::usage(error.to_string()))?;
-    files::check_path(dest)?;
+    names::check_path(dest)?;
     if let Some(dir) = args.per_node {
         if let Some(extra) = sources.first() {
             return Err(CliError::usage(format!(
@@ -87,7 +87,7 @@ fn plan_transfer(args: Args) -> Result<(Selector, FilesToSend), CliError> {
                 "{source:?} is not a file; whole directories are not sent yet"
             )));
         }
-        let dest = files::destination(dest, source, sources.len() > 1)?;
+        let dest = names::destination(dest, source, sources.len() > 1)?;
         if let Some(same) = planned.iter().find(|file| file.dest == dest) {
             let text = format!(
                 "{source:?} and {:?} would both become {dest}; rename one",

@@ -9,8 +9,8 @@ use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::lock::{LockError, StateLock};
 use super::server::ControlServer;
+use crate::store::lock::{LockError, StateLock};
 
 struct Station {
     dir: tempfile::TempDir,

@@ -8,10 +8,10 @@ use swarm_shared::proto::id::NodeName;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::fleet::Fleet;
-use crate::fleet::engine::transport::bridge::BridgedDevices;
-use crate::fleet::gateway_peers::GatewayPeers;
+use crate::engine::transport::bridge::BridgedDevices;
+use crate::engine::transport::gateway_peers::GatewayPeers;
 use crate::store::Store;
+use swarm_shared::client::Fleet;
 
 /// The station as other programs find it.
 #[derive(Clone, Debug)]

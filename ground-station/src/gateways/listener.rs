@@ -330,7 +330,8 @@ mod tests {
         let text = "[gateways.knut]\nlisten = \"127.0.0.1:0\"\nconnections_per_address = 1";
         config.read_file(std::path::Path::new("c"), text).expect("reads");
         let common = config.gateways.knut.expect("open").common;
-        let context = crate::gateways::tests::test_context(crate::fleet::Fleet::local().0, dir.path()).await;
+        let context =
+            crate::gateways::tests::test_context(swarm_shared::client::Fleet::local().0, dir.path()).await;
         let first = GatewayListener::open("knut", &common, &context).expect("listens");
         let second = GatewayListener::open("knut", &common, &context)
             .expect("listens")

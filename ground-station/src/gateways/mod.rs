@@ -41,11 +41,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::gateways::GatewaysConfig;
-use crate::fleet::Fleet;
-use crate::fleet::engine::transport::bridge::BridgedDevices;
+use crate::engine::transport::bridge::BridgedDevices;
 use crate::store::Store;
 pub use context::{Advertisement, GatewayContext, GatewayError};
 use runtime::LowPriorityRuntime;
+use swarm_shared::client::Fleet;
 
 /// Finds errors that keep a gateway from opening: contradictions in the configuration, and addresses that cannot be bound.
 /// Logs a warning for options that have no effect.

@@ -5,7 +5,7 @@ use swarm_shared::proto::id::NodeName;
 
 use super::*;
 use crate::config::Config;
-use crate::fleet::gateway_peers::GatewayPeers;
+use crate::engine::transport::gateway_peers::GatewayPeers;
 
 /// A station that is not published.
 pub(super) fn test_advertisement() -> Advertisement {

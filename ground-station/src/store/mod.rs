@@ -12,6 +12,7 @@
 //! | [`deliveries`] | commands, and how each of their deliveries stands |
 //! | [`history`] | the questions that people ask about them; read over a connection of its own |
 //! | [`audit`] | who did what |
+//! | [`lock`] | one process owns a state directory |
 //! | [`retention`] | how much of all that is kept |
 //! | [`users`] | who may pass a gateway that asks for a name, and with which tokens |
 //! | `members`, `meta` | who belongs; single values |
@@ -33,6 +34,7 @@ pub mod audit;
 pub mod deliveries;
 pub mod history;
 mod history_number;
+pub mod lock;
 mod members;
 mod meta;
 pub mod retention;

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use ground_station::fleet::{Event, Failure};
 use insta::assert_snapshot;
 use serde_json::json;
+use swarm_shared::api::{Event, Failure};
 use swarm_shared::proto::outcome::{Outcome, Reply};
 
 use crate::scripted_station::{ScriptedStation, command, wait_for_output};

@@ -1,7 +1,7 @@
 //! Who is there, and who may come.
 
-use ground_station::fleet::{Event, InvitationView, NodeState, NodeView};
 use insta::assert_snapshot;
+use swarm_shared::api::{Event, InvitationView, NodeState, NodeView};
 use swarm_shared::proto::id::PeerKind;
 use swarm_shared::proto::trust::Role;
 

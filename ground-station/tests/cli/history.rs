@@ -1,11 +1,11 @@
 //! What was sent, and how it ended.
 
-use ground_station::control::lock::StateLock;
-use ground_station::fleet::{
-    CommandKind, CommandView, Event, HistoryDelivery, HistoryRequest, HistoryState, Request,
-};
+use ground_station::store::lock::StateLock;
 use insta::assert_snapshot;
 use serde_json::json;
+use swarm_shared::api::{
+    CommandKind, CommandView, Event, HistoryDelivery, HistoryRequest, HistoryState, Request,
+};
 use swarm_shared::proto::delivery::Stage;
 use swarm_shared::proto::outcome::Outcome;
 

@@ -1,7 +1,7 @@
 //! What people and scripts meet: help, errors, JSON, exit statuses. The real program runs; behind its control socket
 //! stands a scripted station, so that every ending can be played.
 
-use ground_station::fleet::{Delivery, Event};
+use swarm_shared::api::{Delivery, Event};
 use swarm_shared::proto::outcome::Reply;
 
 mod deliveries;

@@ -4,9 +4,10 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 
-use ground_station::control::lock::StateLock;
 use ground_station::control::server::ControlServer;
-use ground_station::fleet::{Event, Fleet, NodeRef, Request, RequestEnvelope};
+use ground_station::store::lock::StateLock;
+use swarm_shared::api::{Event, NodeRef, Request};
+use swarm_shared::client::{Fleet, RequestEnvelope};
 use swarm_shared::proto::id::{NodeName, PeerId};
 use tokio_util::sync::CancellationToken;
 

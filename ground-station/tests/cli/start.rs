@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use ground_station::control::lock::StateLock;
+use ground_station::store::lock::StateLock;
 use insta::assert_snapshot;
 
 use crate::scripted_station::{PROGRAM, command, wait_for_output};

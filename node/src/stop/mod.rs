@@ -32,12 +32,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use swarm_shared::net::clock;
 use swarm_shared::net::discovery::interfaces::Interfaces;
 use swarm_shared::net::discovery::pings::{Broadcaster, Datagram};
 use swarm_shared::net::endpoint::Endpoint;
 use swarm_shared::net::peer::{PeerLink, StopReceived};
-use swarm_shared::net::random;
+use swarm_shared::net::{clock, random};
 use swarm_shared::proto::delivery::dedup::DedupTable;
 use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::message::{Arguments, StopCommandState, StopStatus};

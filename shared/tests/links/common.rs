@@ -5,12 +5,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use swarm_shared::net::clock;
 use swarm_shared::net::endpoint::{Config, Endpoint, Events, JoinRequest, Notice};
 use swarm_shared::net::handshake::Identity;
 use swarm_shared::net::peer::{CompletedRequest, LinkError, PeerEvent, PeerInfo, PeerLink, ReplyTo, Request};
-use swarm_shared::net::random;
 use swarm_shared::net::socket::KeepaliveConfig;
+use swarm_shared::net::{clock, random};
 use swarm_shared::proto::discovery::address_book::{Hint, Source};
 use swarm_shared::proto::id::{NodeName, PeerId, PeerKind};
 use swarm_shared::proto::message::{Arguments, RefusalCode, Refused};

@@ -4,9 +4,8 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use swarm_shared::net::clock;
 use swarm_shared::net::endpoint::PREAUTH_PER_SOURCE_MAX;
-use swarm_shared::net::tls;
+use swarm_shared::net::{clock, tls};
 use swarm_shared::proto::id::{Instance, NodeName, PeerKind};
 use swarm_shared::proto::message::{Channel, Hello, PROTOCOL_VERSIONS, RefusalCode, Refused, VersionRange};
 use swarm_shared::proto::trust::{Membership, Role, SigningKey};

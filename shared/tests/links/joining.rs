@@ -3,11 +3,10 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
-use swarm_shared::net::clock;
 use swarm_shared::net::endpoint::JoinRequest;
 use swarm_shared::net::join::{JoinError, join};
-use swarm_shared::net::random;
 use swarm_shared::net::socket::KeepaliveConfig;
+use swarm_shared::net::{clock, random};
 use swarm_shared::proto::id::PeerKind;
 use swarm_shared::proto::message::{Joined, RefusalCode, Refused};
 use swarm_shared::proto::trust::invitations::Invitations;

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use ground_station::config::Config;
-use ground_station::fleet::engine::{Engine, Mode, Settings};
-use ground_station::fleet::{ActRequest, Event, Fleet, FleetRequest, NodeState, NodesRequest, Request};
-use swarm_shared::net::clock;
+use ground_station::engine::{Engine, Mode, Settings};
+use swarm_shared::api::{ActRequest, Event, FleetRequest, NodeState, NodesRequest, Request};
+use swarm_shared::client::Fleet;
 use swarm_shared::net::identity::{self, KeyFile};
 use swarm_shared::net::peer::{
     CompletedRequest, PeerEvent, PeerLink, ReplyTo, Request as LinkRequest, RequestResult,
 };
-use swarm_shared::net::random;
+use swarm_shared::net::{clock, random};
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::outcome::Outcome;
 use swarm_shared::proto::selector::Selector;

@@ -5,7 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::path::Path;
 
 use anyhow::ensure;
-use ground_station::fleet::{ActRequest, FileToSend, FilesToSend};
+use swarm_shared::api::{ActRequest, FileToSend, FilesToSend};
 use swarm_shared::net::clock;
 use swarm_shared::proto::selector::Selector;
 use tempfile::TempDir;

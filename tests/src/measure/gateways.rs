@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use clap::Args;
-use ground_station::fleet::ActRequest;
+use swarm_shared::api::ActRequest;
 use swarm_shared::net::clock;
 use swarm_shared::net::identity::{self, KeyFile};
 use swarm_shared::proto::selector::Selector;

@@ -6,7 +6,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use ground_station::fleet::{Event, Fleet, FleetRequest, NodeState, NodeView, NodesRequest};
+use swarm_shared::api::{Event, FleetRequest, NodeState, NodeView, NodesRequest};
+use swarm_shared::client::Fleet;
 use swarm_shared::client::control::CONTROL_SOCKET;
 use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::trust::Role;

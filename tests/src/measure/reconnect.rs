@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use ground_station::fleet::{Event, NodeState};
+use swarm_shared::api::{Event, NodeState};
 use swarm_shared::net::clock;
 use swarm_shared::net::identity::{self, KeyFile};
 use tokio::time::{sleep, timeout};

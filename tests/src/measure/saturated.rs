@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use clap::ValueEnum;
-use ground_station::fleet::{ActRequest, Event, FileToSend, FilesToSend, Fleet};
+use swarm_shared::api::{ActRequest, Event, FileToSend, FilesToSend};
+use swarm_shared::client::Fleet;
 use swarm_shared::client::control::CONTROL_SOCKET;
 use swarm_shared::net::clock;
 use swarm_shared::proto::outcome::Outcome;

@@ -1,7 +1,7 @@
 //! A node falls silent: how long until the station says that it is offline.
 
-use ground_station::fleet::NodeState;
 use rustix::process::Signal;
+use swarm_shared::api::NodeState;
 use swarm_shared::net::clock;
 use tokio::time::sleep;
 

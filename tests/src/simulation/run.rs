@@ -12,7 +12,6 @@ use swarm_shared::proto::trust::TrustError;
 use turmoil::Sim;
 
 use super::fault::{Fault, FaultCounts};
-use super::fleet;
 use super::ground_truth::Invariant;
 use super::plan::{
     FIRST_NODE, HEAL_MS, OUTSIDER, Plan, PlanStep, PlannedFault, PlannedRequest, SECOND_STATION, SETTLE_MS,
@@ -20,7 +19,7 @@ use super::plan::{
 };
 use super::rng::Rng;
 use super::world::{HostId, TICK, World};
-use super::{node, outsider, station};
+use super::{fleet, node, outsider, station};
 
 /// Longest time after healing until the fleet is linked again, in milliseconds.
 const RECONVERGE_MS: u64 = 5_000;

@@ -7,13 +7,12 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use swarm_node::fleet_store::FleetStore;
-use swarm_shared::net::clock;
 use swarm_shared::net::endpoint::{Config, Endpoint, Events};
 use swarm_shared::net::handshake::Identity;
 use swarm_shared::net::identity::{self, KeyFile};
 use swarm_shared::net::peer::{PeerEvent, PeerLink};
-use swarm_shared::net::random;
 use swarm_shared::net::socket::KeepaliveConfig;
+use swarm_shared::net::{clock, random};
 use swarm_shared::proto::delivery::{Stage, StageMessage};
 use swarm_shared::proto::discovery::address_book::{Hint, Source};
 use swarm_shared::proto::id::{NodeName, PeerKind};

@@ -4,7 +4,7 @@ use std::net::UdpSocket;
 use std::process::Command;
 use std::time::Duration;
 
-use ground_station::control::lock::StateLock;
+use ground_station::store::lock::StateLock;
 use swarm_tests::binaries;
 use swarm_tests::fleet::{Fleet, TEST_TIMEOUT, str_field};
 use swarm_tests::process::{Signal, Stream, sleep_for, wait_until};

@@ -24,10 +24,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::screen::{CliError, Screen};
 use crate::config::Config;
-use crate::control::lock::StateLock;
 use crate::control::server::ControlServer;
 use crate::duration::to_ms;
-use crate::fleet::engine::{Engine, Mode, Settings};
+use crate::engine::{Engine, Mode, Settings};
+use crate::store::lock::StateLock;
 use crate::view::deliveries::DeliveryReport;
 use crate::view::nodes::NodeTable;
 use crate::view::{Paint, format_ms};

@@ -19,7 +19,7 @@ use crate::cli::CommonOptions;
 use crate::cli::connect::{self, Connection, OpenError};
 use crate::cli::screen::{CliError, EXIT_INTERRUPTED, Screen};
 use crate::config::Config;
-use crate::fleet::stop_broadcast::StopBroadcast;
+use crate::engine::stop::broadcast::StopBroadcast;
 use crate::view::deliveries::DeliveryReport;
 use swarm_shared::api::{Delivery, Event, Failure};
 

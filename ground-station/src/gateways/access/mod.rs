@@ -20,10 +20,10 @@ use tokio::task::JoinSet;
 use super::context::GatewayContext;
 use crate::config::gateways::CommonOptions;
 use crate::duration;
-use crate::fleet::{ActRequest, Delivery, Event, Failure, NodeView, NodesRequest, Request};
 use crate::store::audit::AuditEntry;
 use crate::text::pluralize;
 use audit_aggregator::AuditAggregator;
+use swarm_shared::api::{ActRequest, Delivery, Event, Failure, NodeView, NodesRequest, Request};
 
 /// Time between two checks for aggregated entries that are due.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(15);

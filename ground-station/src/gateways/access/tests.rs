@@ -4,8 +4,8 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::config::Config;
-use crate::fleet::{Fleet, RequestEnvelope};
 use crate::store::{audit, history};
+use swarm_shared::client::{Fleet, RequestEnvelope};
 
 /// A policy with a fleet that never answers.
 struct Harness {

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::connection::{Connection, STALL_TIMEOUT, write_some};
 use super::policy::{self, CommandPolicy, CommandTimes, RELEASED_TEXT, ReplyKind};
-use crate::fleet::engine::transport::bridge::{
+use crate::engine::transport::bridge::{
     DeviceCommand, DeviceGuard, DeviceOperation, DevicePresence, DeviceReply,
 };
 use crate::gateways::GatewayContext;

@@ -21,10 +21,10 @@ use super::connection::Connection;
 use super::drone_task::{Arrival, DroneTask, DuplicateIds};
 use super::policy::{CommandPolicy, READ_REQUESTS, REQUESTS_ALSO_ACTIONS};
 use super::{SYSTEM, Server};
-use crate::fleet::NodeRef;
-use crate::fleet::engine::transport::bridge::{DeviceProfile, RegisterError, device_id, device_name};
+use crate::engine::transport::bridge::{DeviceProfile, RegisterError, device_id, device_name};
 use crate::gateways::access::Client;
 use crate::gateways::listener::ConnectionPermit;
+use swarm_shared::api::NodeRef;
 
 /// How long a connection may take to say who it is.
 const IDENTIFY_TIMEOUT: Duration = Duration::from_secs(10);

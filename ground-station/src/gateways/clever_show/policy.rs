@@ -13,7 +13,7 @@ use swarm_shared::proto::selector::Glob;
 use swarm_shared::proto::wire::CONTENT_BYTES_MAX;
 
 use crate::config::gateways::CleverShowConfig;
-use crate::fleet::engine::transport::bridge::{DeviceOperation, DeviceReply};
+use crate::engine::transport::bridge::{DeviceOperation, DeviceReply};
 use crate::gateways::access::{AccessPolicy, RequestError};
 
 /// The questions that clever-show documents.

@@ -17,11 +17,12 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::config::Config;
-use crate::fleet::engine::transport::bridge::{
+use crate::engine::transport::bridge::{
     BridgedDevices, DEVICES_MAX, DeviceGuard, DeviceOperation, DeviceProfile, DeviceReply, device_id,
     device_name,
 };
-use crate::fleet::{Fleet, NodeRef};
+use swarm_shared::api::NodeRef;
+use swarm_shared::client::Fleet;
 
 const TEST_TIMEOUT: Duration = Duration::from_secs(5);
 

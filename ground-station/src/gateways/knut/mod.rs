@@ -34,7 +34,7 @@ use super::access::{AccessPolicy, Client};
 use super::context::{GatewayContext, GatewayError};
 use super::listener::GatewayListener;
 use crate::config::gateways::KnutConfig;
-use crate::fleet::{Event, NodesRequest};
+use swarm_shared::api::{Event, NodesRequest};
 use temperatures::TemperatureCache;
 
 /// The gateway's name in the configuration.

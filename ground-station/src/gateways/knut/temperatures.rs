@@ -9,7 +9,7 @@ use swarm_shared::proto::id::{NodeName, PeerId};
 use swarm_shared::proto::selector::{NodeAttributes, Selector};
 
 use crate::config::gateways::KnutConfig;
-use crate::fleet::{Event, NodeRef, NodeState, NodeView};
+use swarm_shared::api::{Event, NodeRef, NodeState, NodeView};
 
 /// Knut's `apiId` of temperatures.
 pub(super) const TEMPERATURE: i64 = 1;

@@ -13,16 +13,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::*;
-use crate::config::gateways::ConnectionLimits;
-use crate::config::gateways::GatewaysConfig;
-use crate::fleet::engine::transport::bridge::BridgedDevices;
-use crate::fleet::{
-    ActRequest, Fleet, NodeRef, NodeState, NodeView, NodesRequest, Request, RequestEnvelope, Warning,
-};
+use crate::config::gateways::{ConnectionLimits, GatewaysConfig};
+use crate::engine::transport::bridge::BridgedDevices;
 use crate::gateways::Gateways;
 use crate::gateways::listener::ConnectionPermit;
 use crate::gateways::tests::{test_advertisement, test_context};
 use crate::store::Store;
+use swarm_shared::api::{ActRequest, NodeRef, NodeState, NodeView, NodesRequest, Request, Warning};
+use swarm_shared::client::{Fleet, RequestEnvelope};
 
 fn config(more: &str) -> KnutConfig {
     let mut config = crate::config::Config::for_host("pi");

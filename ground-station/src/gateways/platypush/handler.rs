@@ -27,12 +27,12 @@ use swarm_shared::proto::wire::Kind;
 use super::parsed_action::{self, ParsedAction, SEND_TO_PEERS};
 use crate::config::gateways::CommonOptions;
 use crate::duration;
-use crate::fleet::{
-    ActRequest, AdminRequest, Delivery, Event, HistoryQuery, HistoryRequest, NodeView, PeerView, Request,
-};
 use crate::gateways::access::{self, AccessPolicy, ActionRequest, Client, RequestError};
 use crate::gateways::context::GatewayContext;
 use crate::text::pluralize;
+use swarm_shared::api::{
+    ActRequest, AdminRequest, Delivery, Event, HistoryQuery, HistoryRequest, NodeView, PeerView, Request,
+};
 
 /// Longest response, in bytes.
 const RESPONSE_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -439,7 +439,7 @@ mod tests {
     use swarm_shared::proto::outcome::Reply;
 
     use super::*;
-    use crate::fleet::NodeRef;
+    use swarm_shared::api::NodeRef;
 
     fn delivery(name: &str, id: u8, reply: Reply) -> Delivery {
         let node = NodeRef {

@@ -6,7 +6,7 @@ use swarm_shared::proto::foreign::platypush;
 use swarm_shared::proto::message::Arguments;
 
 use crate::duration;
-use crate::fleet::{HistoryQuery, HistoryState};
+use swarm_shared::api::{HistoryQuery, HistoryState};
 
 /// The action that sends to peers of the gateway socktools.
 pub(super) const SEND_TO_PEERS: &str = "socktools.send";

@@ -9,9 +9,11 @@ use tokio::io::AsyncWriteExt;
 
 use super::*;
 use crate::config::Config;
-use crate::fleet::{ActRequest, Delivery, Event, Fleet, NodeRef, Request as Asked, RequestEnvelope};
 use crate::store::audit::{self, AuditEntry};
 use crate::store::history;
+use swarm_shared::api::Request as Asked;
+use swarm_shared::api::{ActRequest, Delivery, Event, NodeRef};
+use swarm_shared::client::{Fleet, RequestEnvelope};
 
 /// Longer than anything here takes.
 const TEST_TIMEOUT: Duration = Duration::from_secs(30);

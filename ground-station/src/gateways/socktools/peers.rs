@@ -5,12 +5,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use swarm_shared::api::PeerView;
+use swarm_shared::api::{Failure, PeerView};
 use swarm_shared::net::sync::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::fleet::Failure;
-use crate::fleet::gateway_peers::{ConnectedPeers, SendError, Sending};
+use crate::engine::transport::gateway_peers::{ConnectedPeers, SendError, Sending};
 
 /// Most messages that wait for one peer.
 pub(super) const OUTGOING_MESSAGES_MAX: usize = 64;
@@ -193,7 +192,7 @@ impl Drop for PeerGuard {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::gateway_peers::GatewayPeers;
+    use crate::engine::transport::gateway_peers::GatewayPeers;
 
     fn addr(text: &str) -> SocketAddr {
         text.parse().expect("an address")

@@ -7,7 +7,7 @@ use swarm_shared::proto::foreign::platypush::{self, id_from_random};
 use swarm_shared::proto::id::PeerId;
 
 use super::super::handler::random_id;
-use crate::fleet::{CommandKind, Event, NodeState, NodeView};
+use swarm_shared::api::{CommandKind, Event, NodeState, NodeView};
 
 /// The prefix of every event's type.
 pub(super) const PREFIX: &str = "platypush.message.event.swarm.";

@@ -36,7 +36,6 @@ use tokio_util::task::TaskTracker;
 use super::handler::RequestHandler;
 use crate::config::gateways::PlatypushHttpConfig;
 use crate::config::gateways::platypush_http::Tls;
-use crate::fleet::Fleet;
 use crate::gateways::access;
 use crate::gateways::context::{GatewayContext, GatewayError};
 use crate::gateways::listener::GatewayListener;
@@ -45,6 +44,7 @@ use crate::http::error::HttpError;
 use crate::http::tls::TlsOptions;
 use crate::http::{middleware, serve};
 use crate::store::Store;
+use swarm_shared::client::Fleet;
 
 /// The gateway's name in the configuration.
 const GATEWAY: &str = "platypush_http";

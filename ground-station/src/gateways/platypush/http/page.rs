@@ -8,11 +8,11 @@ use axum::response::{Html, IntoResponse, Redirect, Response};
 use swarm_shared::proto::selector::Selector;
 
 use super::{Shared, hook};
-use crate::fleet::NodeView;
 use crate::gateways::access::RequestError;
 use crate::http::auth::Credential;
 use crate::http::error::HttpError;
 use crate::http::serve::ClientInfo;
+use swarm_shared::api::NodeView;
 
 const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:60rem;padding:0 1rem}\
     table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:.3rem .8rem .3rem 0;\

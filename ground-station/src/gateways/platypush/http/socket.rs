@@ -22,10 +22,10 @@ use swarm_shared::net::clock;
 
 use super::Shared;
 use super::events::EventMapper;
-use crate::fleet::{Event, NodesRequest};
 use crate::gateways::access::Client;
 use crate::http::error::HttpError;
 use crate::http::serve::{ClientInfo, WRITE_TIMEOUT};
+use swarm_shared::api::{Event, NodesRequest};
 
 /// Longest message that a reader may send, in bytes.
 const MESSAGE_BYTES_MAX: usize = 16 * 1024;

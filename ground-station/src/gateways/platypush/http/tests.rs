@@ -24,11 +24,11 @@ use tower::ServiceExt;
 
 use super::*;
 use crate::config::Config;
-use crate::fleet::{
-    ActRequest, Delivery, Event, Failure, NodeRef, NodesRequest, Request as Asked, RequestEnvelope, Warning,
-};
 use crate::http::serve::ClientInfo;
 use crate::users::{self, Password};
+use swarm_shared::api::Request as Asked;
+use swarm_shared::api::{ActRequest, Delivery, Event, Failure, NodeRef, NodesRequest, Warning};
+use swarm_shared::client::RequestEnvelope;
 
 /// The configured token.
 const TOKEN: &str = "0123456789abcdef";

@@ -3,8 +3,7 @@ use std::time::{Duration, Instant};
 use super::*;
 use crate::net::clock;
 use crate::proto::id::NodeName;
-use crate::proto::wire::encoded::EncodedFrame;
-use crate::proto::wire::encoded::{OutBuffer, Trailer};
+use crate::proto::wire::encoded::{EncodedFrame, OutBuffer, Trailer};
 use crate::proto::wire::{Frame, FrameLimits, FrameReader};
 
 const SECOND: Duration = Duration::from_secs(1);

@@ -13,7 +13,7 @@ use tokio_rustls::TlsConnector;
 
 use super::super::events::{EventMapper, PREFIX};
 use super::*;
-use crate::fleet::{CommandKind, NodeState, NodeView};
+use swarm_shared::api::{CommandKind, NodeState, NodeView};
 
 /// Longer than anything here takes.
 pub(super) const TEST_TIMEOUT: Duration = Duration::from_secs(30);

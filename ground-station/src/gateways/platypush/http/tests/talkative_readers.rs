@@ -9,7 +9,7 @@ use super::event_readers::{
     EventReader, LINES, TEST_TIMEOUT, UPGRADE_REQUEST, connect, fleet_with_follower, view,
 };
 use super::*;
-use crate::fleet::NodeState;
+use swarm_shared::api::NodeState;
 
 /// A masked ping frame.
 fn ping(payload: &[u8]) -> Vec<u8> {

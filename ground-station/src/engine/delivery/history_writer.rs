@@ -1,0 +1,300 @@
+//! Notes in the store what passes by on its way to whoever asked: transfers of files, stops and releases with each of
+//! their ends, and who did what to the fleet. A store that fails is told in the log; it never holds up what is asked.
+//! An end that the disk refuses is kept in memory, and stored as soon as the disk takes it.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use swarm_shared::net::clock;
+use swarm_shared::proto::id::PeerId;
+use swarm_shared::proto::outcome::Reply;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::RetentionPolicy;
+use crate::store::audit::AuditEntry;
+use crate::store::deliveries::Record;
+use crate::store::{DeliveryEnd, Store, StoreError};
+use crate::text::pluralize;
+use swarm_shared::api::{AdminRequest, Event, FleetRequest, Request, UserRequest};
+use swarm_shared::client::EVENTS_MAX;
+
+/// How often it is looked whether something is too old to keep.
+const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
+/// Between two slices, so that waiting writes come first.
+const PRUNE_SLICE_PAUSE: Duration = Duration::from_millis(20);
+/// How long until an end that the disk refused is tried again.
+const STORE_RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// How often it is looked meanwhile whether the station stops.
+const SHUTDOWN_POLL_INTERVAL: Duration = Duration::from_millis(100);
+
+/// An entry of the history that is not a command of the tracker: takes the ends of its deliveries. With the last clone the
+/// entry is complete: deliveries without an end get the one that was given for them.
+#[derive(Clone, Debug)]
+pub(in crate::engine) struct HistoryEntry(mpsc::Sender<StoreEnd>);
+
+/// An end, and what is dropped when it is stored.
+type StoreEnd = (DeliveryEnd, oneshot::Sender<()>);
+
+impl HistoryEntry {
+    /// Stores `record`, in the background, and ends as they come. `abandoned` says how deliveries end that have no other
+    /// end. The number of the entry is sent to `issued`, if there is room.
+    pub(in crate::engine) fn open(
+        tasks: &TaskTracker,
+        store: Store,
+        record: Record,
+        abandoned: impl Fn(&PeerId) -> Reply + Send + 'static,
+        issued: Option<mpsc::Sender<Event>>,
+    ) -> Self {
+        let open = record.deliveries.iter();
+        let open: BTreeSet<(PeerId, u32)> = open.map(|to| (to.node.id, to.part)).collect();
+        // Each delivery ends once: there is always room.
+        let (ends, inbox) = mpsc::channel(open.len().max(1));
+        let writing = write_entry(tasks.clone(), store, record, (open, inbox), (abandoned, issued));
+        tasks.spawn(writing);
+        Self(ends)
+    }
+
+    /// Adds the end of a delivery, and waits for nothing.
+    pub(in crate::engine) fn add_end(&self, end: DeliveryEnd) {
+        // The receiver goes only when the station stops.
+        self.0.try_send((end, oneshot::channel().0)).ok();
+    }
+
+    /// Adds the end of a delivery. Returns when it is stored, or the disk has refused it; then it is stored later.
+    pub(in crate::engine) async fn store_end(&self, end: DeliveryEnd) {
+        let (stored, when_stored) = oneshot::channel();
+        if self.0.send((end, stored)).await.is_ok() {
+            // Dropped by the writer when it is done.
+            when_stored.await.ok();
+        }
+    }
+}
+
+async fn write_entry(
+    tasks: TaskTracker,
+    store: Store,
+    record: Record,
+    (mut open, mut inbox): (BTreeSet<(PeerId, u32)>, mpsc::Receiver<StoreEnd>),
+    (abandoned, issued): (
+        impl Fn(&PeerId) -> Reply + Send + 'static,
+        Option<mpsc::Sender<Event>>,
+    ),
+) {
+    let (action, history_number) = (record.action.clone(), record.origin.history_number.clone());
+    let number = match store.record(record).await {
+        Ok(number) => history_number.get_or_set(number),
+        Err(error) => return tracing::error!(%error, action, "Request is not in the history"),
+    };
+    if let Some(issued) = issued {
+        issued.try_send(Event::Issued { number }).ok();
+    }
+    let mut batch = Vec::new();
+    while inbox.recv_many(&mut batch, EVENTS_MAX).await > 0 {
+        let (ends, _stored): (Vec<DeliveryEnd>, Vec<oneshot::Sender<()>>) = batch.drain(..).unzip();
+        for end in &ends {
+            open.remove(&(end.node, end.part));
+        }
+        store_ends(&tasks, &store, number, ends).await;
+    }
+    let left = open.into_iter().map(|(node, part)| DeliveryEnd {
+        node,
+        part,
+        reply: abandoned(&node),
+    });
+    store_ends(&tasks, &store, number, left.collect()).await;
+}
+
+/// Stores ends. Returns also if the disk refuses them: they are tried again in the background.
+async fn store_ends(tasks: &TaskTracker, store: &Store, number: u64, ends: Vec<DeliveryEnd>) {
+    if ends.is_empty() {
+        return;
+    }
+    let Err(error) = store.record_delivery_ends(number, ends.clone()).await else {
+        return;
+    };
+    if is_permanent(&error) {
+        tracing::error!(%error, number, "ends are not in the history");
+        return;
+    }
+    tracing::error!(%error, number, "ends are not in the history yet: tried again each second");
+    tasks.spawn(retry_until_stored(tasks.clone(), store.clone(), number, ends));
+}
+
+/// Until they are stored, or the station stops: then once more.
+async fn retry_until_stored(tasks: TaskTracker, store: Store, number: u64, ends: Vec<DeliveryEnd>) {
+    loop {
+        let again = clock::now() + STORE_RETRY_INTERVAL;
+        while clock::now() < again && !tasks.is_closed() {
+            tokio::time::sleep(SHUTDOWN_POLL_INTERVAL).await;
+        }
+        let is_over = tasks.is_closed();
+        match store.record_delivery_ends(number, ends.clone()).await {
+            Ok(()) => return tracing::info!(number, "ends are in the history now"),
+            Err(error) if is_over || is_permanent(&error) => {
+                return tracing::error!(%error, number, "ends are not in the history");
+            }
+            Err(error) => tracing::debug!(%error, number, "ends are still not in the history"),
+        }
+    }
+}
+
+/// Whether no later try can end otherwise, such as for a command that the history has forgotten.
+fn is_permanent(error: &StoreError) -> bool {
+    matches!(error, StoreError::BadRow { .. } | StoreError::Closed)
+}
+
+/// The audit entry of a request: its action and its subject. `None` if it is recorded elsewhere or changes nothing.
+pub(in crate::engine) fn audit_entry(request: &Request) -> Option<(String, String)> {
+    let entry = |what: &str, detail: String| Some((what.to_owned(), detail));
+    match request {
+        Request::Fleet(FleetRequest::Init) => entry("init", "a new fleet".to_owned()),
+        Request::Fleet(FleetRequest::Invite { role, uses, .. }) => {
+            let role = crate::engine::membership::authority::role_name(*role);
+            entry("invite", format!("as {role}, for {}", pluralize(uses, "use")))
+        }
+        // The code is a secret.
+        Request::Fleet(FleetRequest::Join { .. }) => entry("join", "another station's fleet".to_owned()),
+        Request::Fleet(FleetRequest::Accept { node }) => entry("accept", node.clone()),
+        Request::Fleet(FleetRequest::Revoke { node }) => entry("revoke", node.clone()),
+        Request::Admin(AdminRequest::Users(request)) => match request {
+            UserRequest::Add { name, .. } => entry("gateway user add", name.clone()),
+            UserRequest::Remove { name } => entry("gateway user remove", name.clone()),
+            UserRequest::MakeToken { name, days, label } => {
+                let label = match label.as_str() {
+                    "" => String::new(),
+                    label => format!(": {label}"),
+                };
+                let days = pluralize(days, "day");
+                entry("gateway token", format!("for {name}, {days}{label}"))
+            }
+            UserRequest::Revoke { number } => entry("gateway token revoke", number.to_string()),
+            UserRequest::List | UserRequest::Tokens => None,
+        },
+        Request::Admin(AdminRequest::SendToPeers {
+            gateway,
+            peer,
+            message,
+        }) => {
+            let peer = peer.as_deref().unwrap_or("all peers");
+            let padding = message.bytes().rev().take_while(|byte| *byte == b'=').count();
+            let bytes = (message.len() / 4 * 3).saturating_sub(padding);
+            let bytes = pluralize(bytes, "byte");
+            entry(&format!("{gateway}.send"), format!("{bytes} to {peer}"))
+        }
+        Request::Fleet(FleetRequest::Pending | FleetRequest::Members)
+        | Request::Admin(AdminRequest::Peers { .. })
+        | Request::Nodes(_)
+        | Request::Act(_)
+        | Request::History(_) => None,
+    }
+}
+
+/// Where the events of an audited request go instead, to be passed on; its end is noted before it is told.
+pub(in crate::engine) fn audit_stream(
+    tasks: &TaskTracker,
+    store: Store,
+    who: String,
+    (what, detail): (String, String),
+    events: mpsc::Sender<Event>,
+) -> mpsc::Sender<Event> {
+    let (to, mut from) = mpsc::channel(EVENTS_MAX);
+    tasks.spawn(async move {
+        let (mut peers, mut unreached) = (0, 0);
+        loop {
+            let event = tokio::select! {
+                biased;
+                () = events.closed() => break,
+                event = from.recv() => event,
+            };
+            let Some(event) = event else { break };
+            if let Event::Peer(peer) = &event {
+                peers += 1;
+                unreached += u64::from(peer.error.is_some());
+            }
+            let outcome = match &event {
+                Event::End if unreached > 0 => {
+                    Some(format!("{unreached} of {} not reached", pluralize(peers, "peer")))
+                }
+                Event::End if peers > 0 => Some(format!("done, {}", pluralize(peers, "peer"))),
+                Event::End => Some("done".to_owned()),
+                Event::Failed { message, .. } => Some(message.clone()),
+                Event::Targets { .. }
+                | Event::Progress { .. }
+                | Event::Stage { .. }
+                | Event::Acknowledged { .. }
+                | Event::Delivery(_)
+                | Event::Node(_)
+                | Event::Note { .. }
+                | Event::Issued { .. }
+                | Event::Membership(_)
+                | Event::Invitation(_)
+                | Event::Member(_)
+                | Event::Pending(_)
+                | Event::Command(_)
+                | Event::CommandDetails(_)
+                | Event::HistoryDelivery(_)
+                | Event::Audit(_)
+                | Event::User(_)
+                | Event::Token(_)
+                | Event::Observed { .. }
+                | Event::Telemetry { .. }
+                | Event::Peer(_)
+                | Event::Lagged { .. } => None,
+            };
+            if let Some(outcome) = outcome {
+                write_audit_entry(&store, &who, &what, &detail, &outcome).await;
+                let _caller_gone = events.send(event).await;
+                return;
+            }
+            if events.send(event).await.is_err() {
+                break;
+            }
+        }
+        write_audit_entry(&store, &who, &what, &detail, "cut off: whoever asked went away").await;
+    });
+    to
+}
+
+/// Notes who did what.
+pub(in crate::engine) async fn write_audit_entry(
+    store: &Store,
+    who: &str,
+    what: &str,
+    detail: &str,
+    outcome: &str,
+) {
+    let entry = AuditEntry {
+        at_ms: clock::unix_time_ms(),
+        user: who.to_owned(),
+        action: what.to_owned(),
+        detail: detail.to_owned(),
+        outcome: outcome.to_owned(),
+    };
+    if let Err(error) = store.audit(entry).await {
+        tracing::error!(%error, who, what, "not in the audit");
+    }
+}
+
+/// Keeps the history within its bounds until `stop`.
+pub(in crate::engine) async fn prune(store: Store, keep: RetentionPolicy, shutdown: CancellationToken) {
+    let mut pause = Duration::ZERO;
+    while shutdown
+        .run_until_cancelled(tokio::time::sleep(pause))
+        .await
+        .is_some()
+    {
+        pause = match store.prune(keep, clock::unix_time_ms()).await {
+            Ok(true) => PRUNE_SLICE_PAUSE,
+            Ok(false) => PRUNE_INTERVAL,
+            Err(error) => {
+                tracing::warn!(%error, "what is too old is not removed");
+                PRUNE_INTERVAL
+            }
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,7 @@
+//! Who is told of what: `nodes --watch`, subscribers to all events, the actions that nodes offer, and the history
+//! without a running station.
+
+pub(in crate::engine) mod action_catalogs;
+pub mod offline_history;
+pub(in crate::engine) mod subscribers;
+pub(in crate::engine) mod watchers;
