@@ -5,8 +5,8 @@ use swarm_shared::net::clock;
 use super::CommonOptions;
 use super::connect::Connection;
 use super::history::number;
-use super::request::{RequestEnd, follow};
-use super::screen::{CliError, EXIT_FAILED, EXIT_INTERRUPTED, Screen};
+use super::request::follow;
+use super::screen::{CliError, EXIT_FAILED, Screen};
 use crate::duration::to_ms;
 use crate::view::history::HistoryReport;
 use swarm_shared::api::HistoryRequest;
@@ -44,20 +44,13 @@ pub(super) async fn run(args: Args, common: &CommonOptions, screen: &mut Screen)
     })
     .await;
     connection.close().await;
-    match ended? {
-        RequestEnd::Complete => {
-            if !screen.json {
-                screen.print_result(&report.command_details(clock::unix_time_ms(), screen.style))?;
-            }
-            Ok(if report.has_open_deliveries() {
-                EXIT_FAILED
-            } else {
-                0
-            })
-        }
-        RequestEnd::Interrupted => Ok(EXIT_INTERRUPTED),
-        RequestEnd::Failed(failure, message) => {
-            Ok(screen.print_error(&CliError::from_failure(failure, message)))
-        }
+    ended?.into_result()?;
+    if !screen.json {
+        screen.print_result(&report.command_details(clock::unix_time_ms(), screen.style))?;
     }
+    Ok(if report.has_open_deliveries() {
+        EXIT_FAILED
+    } else {
+        0
+    })
 }

@@ -6,8 +6,8 @@ use swarm_shared::proto::trust::Role;
 
 use super::CommonOptions;
 use super::connect::Connection;
-use super::request::{RequestEnd, follow};
-use super::screen::{CliError, EXIT_INTERRUPTED, Screen};
+use super::request::follow;
+use super::screen::{CliError, Screen};
 use crate::duration::{self, to_ms};
 use crate::view;
 use swarm_shared::api::{Event, FleetRequest};
@@ -99,37 +99,16 @@ pub(super) async fn run(args: Args, common: &CommonOptions, screen: &mut Screen)
     let mut pending = Vec::new();
     let ended = follow(&connection.fleet, request, screen, |event, screen| {
         let Some(event) = event else { return Ok(()) };
-        match event {
-            Event::Membership(shown) if !screen.json => {
-                screen.print_result(&view::fleet::membership(shown, screen.style))?;
-            }
-            Event::Invitation(shown) if !screen.json => {
-                screen.print_result(&view::fleet::invitation(shown, screen.style))?;
-            }
-            Event::Member(shown) => members.push(shown.clone()),
-            Event::Pending(shown) => pending.push(shown.clone()),
-            Event::Membership(_)
-            | Event::Invitation(_)
-            | Event::Targets { .. }
-            | Event::Progress { .. }
-            | Event::Stage { .. }
-            | Event::Acknowledged { .. }
-            | Event::Delivery(_)
-            | Event::Node(_)
-            | Event::Note { .. }
-            | Event::Issued { .. }
-            | Event::Command(_)
-            | Event::CommandDetails(_)
-            | Event::HistoryDelivery(_)
-            | Event::Audit(_)
-            | Event::User(_)
-            | Event::Token(_)
-            | Event::Observed { .. }
-            | Event::Telemetry { .. }
-            | Event::Peer(_)
-            | Event::Lagged { .. }
-            | Event::Failed { .. }
-            | Event::End => {}
+        if let Event::Member(shown) = event {
+            members.push(shown.clone());
+        } else if let Event::Pending(shown) = event {
+            pending.push(shown.clone());
+        } else if screen.json {
+            // Printed already.
+        } else if let Event::Membership(shown) = event {
+            screen.print_result(&view::fleet::membership(shown, screen.style))?;
+        } else if let Event::Invitation(shown) = event {
+            screen.print_result(&view::fleet::invitation(shown, screen.style))?;
         }
         Ok(())
     })
@@ -139,16 +118,9 @@ pub(super) async fn run(args: Args, common: &CommonOptions, screen: &mut Screen)
     if !screen.json && !members.is_empty() {
         screen.print_result(&view::fleet::members_table(&members, screen.style).join("\n"))?;
     }
-    match ended {
-        RequestEnd::Complete => {
-            if is_pending_query && !screen.json {
-                screen.print_result(&view::fleet::pending_table(&pending, screen.style).join("\n"))?;
-            }
-            Ok(0)
-        }
-        RequestEnd::Interrupted => Ok(EXIT_INTERRUPTED),
-        RequestEnd::Failed(failure, message) => {
-            Ok(screen.print_error(&CliError::from_failure(failure, message)))
-        }
+    ended.into_result()?;
+    if is_pending_query && !screen.json {
+        screen.print_result(&view::fleet::pending_table(&pending, screen.style).join("\n"))?;
     }
+    Ok(0)
 }

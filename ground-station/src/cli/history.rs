@@ -7,8 +7,8 @@ use swarm_shared::proto::selector::Selector;
 
 use super::CommonOptions;
 use super::connect::Connection;
-use super::request::{RequestEnd, follow, run_request};
-use super::screen::{CliError, EXIT_INTERRUPTED, Screen};
+use super::request::{follow, run_request};
+use super::screen::{CliError, Screen};
 use crate::duration::{self, to_ms};
 use crate::view::history::HistoryReport;
 use swarm_shared::api::{Failure, HistoryQuery, HistoryRequest, HistoryState};
@@ -106,24 +106,17 @@ pub(super) async fn run(args: Args, common: &CommonOptions, screen: &mut Screen)
     })
     .await;
     connection.close().await;
-    match ended? {
-        RequestEnd::Complete
-            if args.state == Some(HistoryState::Open) && is_empty_result(&report, args.number) =>
-        {
-            // Nothing left to repeat is a success.
-            screen.print_note(match (args.number, has_filter) {
-                (Some(_), _) => "nothing of that command is open: each delivery has ended",
-                (None, false) => "nothing is open: each delivery has ended",
-                (None, true) => "nothing that matches is open",
-            });
-            Ok(0)
-        }
-        RequestEnd::Complete => print_history(&report, args.number, args.audit, screen),
-        RequestEnd::Interrupted => Ok(EXIT_INTERRUPTED),
-        RequestEnd::Failed(failure, message) => {
-            Ok(screen.print_error(&CliError::from_failure(failure, message)))
-        }
+    ended?.into_result()?;
+    if args.state == Some(HistoryState::Open) && is_empty_result(&report, args.number) {
+        // Nothing left to repeat is a success.
+        screen.print_note(match (args.number, has_filter) {
+            (Some(_), _) => "nothing of that command is open: each delivery has ended",
+            (None, false) => "nothing is open: each delivery has ended",
+            (None, true) => "nothing that matches is open",
+        });
+        return Ok(0);
     }
+    print_history(&report, args.number, args.audit, screen)
 }
 
 fn is_empty_result(past: &HistoryReport, number: Option<u64>) -> bool {

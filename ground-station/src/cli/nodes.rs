@@ -9,7 +9,7 @@ use swarm_shared::proto::selector::Selector;
 
 use super::CommonOptions;
 use super::connect::Connection;
-use super::request::{RequestEnd, follow};
+use super::request::follow;
 use super::screen::{CliError, EXIT_INTERRUPTED, EXIT_NO_MATCH, Screen};
 use crate::duration::to_ms;
 use crate::view::Style;
@@ -66,16 +66,11 @@ async fn list(fleet: &Fleet, request: impl Into<Request>, screen: &mut Screen) -
     if !screen.json && !nodes.is_empty() {
         screen.print_result(&nodes.table(|_id| 0, style).join("\n"))?;
     }
-    match ended {
-        RequestEnd::Complete if nodes.is_empty() => {
-            Ok(screen.print_error(&CliError::from_failure(Failure::NoMatch, NO_NODES_HINT)))
-        }
-        RequestEnd::Complete => Ok(0),
-        RequestEnd::Interrupted => Ok(EXIT_INTERRUPTED),
-        RequestEnd::Failed(failure, message) => {
-            Ok(screen.print_error(&CliError::from_failure(failure, message)))
-        }
+    ended.into_result()?;
+    if nodes.is_empty() {
+        return Err(CliError::from_failure(Failure::NoMatch, NO_NODES_HINT));
     }
+    Ok(0)
 }
 
 async fn watch(fleet: &Fleet, selector: Selector, screen: &mut Screen) -> Result<u8, CliError> {
@@ -89,51 +84,29 @@ async fn watch(fleet: &Fleet, selector: Selector, screen: &mut Screen) -> Result
         let event = tokio::select! {
             biased;
             _ = &mut interrupt => return Ok(EXIT_INTERRUPTED),
-            event = events.recv() => event,
+            event = events.next() => event,
             _ = redraw.tick() => {
                 shown.draw(screen)?;
                 continue;
             }
         };
-        match event {
-            Some(Event::Node(view)) => {
-                screen.print_event(&Event::Node(view.clone()))?;
-                if let Some(line) = shown.update(&view, screen.style)
-                    && !screen.json
-                {
-                    if screen.is_terminal {
-                        redraw.reset_after(REDRAW_MIN);
-                    } else {
-                        screen.print_result(&line)?;
-                    }
-                }
+        let event = event.map_err(|error| CliError::from_failure(error.failure(), error.to_string()))?;
+        let Some(event) = event else {
+            return Ok(if shown.nodes.is_empty() { EXIT_NO_MATCH } else { 0 });
+        };
+        screen.print_event(&event)?;
+        if let Event::Note { text } = &event {
+            screen.print_note(text);
+        }
+        if let Event::Node(view) = &event
+            && let Some(line) = shown.update(view, screen.style)
+            && !screen.json
+        {
+            if screen.is_terminal {
+                redraw.reset_after(REDRAW_MIN);
+            } else {
+                screen.print_result(&line)?;
             }
-            Some(Event::Note { text }) => screen.print_note(&text),
-            Some(Event::Failed { failure, message }) => return Err(CliError::from_failure(failure, message)),
-            Some(Event::End) => return Ok(if shown.nodes.is_empty() { EXIT_NO_MATCH } else { 0 }),
-            None => return Err(CliError::failed("the station stopped; start it again")),
-            Some(
-                Event::Targets { .. }
-                | Event::Progress { .. }
-                | Event::Stage { .. }
-                | Event::Acknowledged { .. }
-                | Event::Issued { .. }
-                | Event::Delivery(_)
-                | Event::Membership(_)
-                | Event::Invitation(_)
-                | Event::Member(_)
-                | Event::Pending(_)
-                | Event::Command(_)
-                | Event::CommandDetails(_)
-                | Event::HistoryDelivery(_)
-                | Event::Audit(_)
-                | Event::User(_)
-                | Event::Token(_)
-                | Event::Observed { .. }
-                | Event::Telemetry { .. }
-                | Event::Peer(_)
-                | Event::Lagged { .. },
-            ) => {}
         }
     }
 }

@@ -29,6 +29,17 @@ pub(super) enum RequestEnd {
     Interrupted,
 }
 
+impl RequestEnd {
+    /// Turns every end but a complete answer into the error that the verb ends with.
+    pub(super) fn into_result(self) -> Result<(), CliError> {
+        match self {
+            Self::Complete => Ok(()),
+            Self::Failed(failure, message) => Err(CliError::from_failure(failure, message)),
+            Self::Interrupted => Err(CliError::interrupted()),
+        }
+    }
+}
+
 /// Follows a request to its end. Prints notes and JSON lines; `on` gets every event, and at intervals
 /// `None`, to show progress.
 pub(super) async fn follow(
@@ -51,16 +62,12 @@ pub(super) async fn follow(
                 on(None, screen)?;
                 continue;
             }
-            event = events.recv() => event,
+            event = events.next() => event,
         };
         match event {
-            None => {
-                let text = "the station stopped before it had answered; `ground-station history` says what it had begun: look there before you ask again";
-                return Ok(RequestEnd::Failed(Failure::ShutDown, text.to_owned()));
-            }
-            Some(Event::End) => return Ok(RequestEnd::Complete),
-            Some(Event::Failed { failure, message }) => return Ok(RequestEnd::Failed(failure, message)),
-            Some(event) => {
+            Ok(None) => return Ok(RequestEnd::Complete),
+            Err(error) => return Ok(RequestEnd::Failed(error.failure(), error.to_string())),
+            Ok(Some(event)) => {
                 if let Event::Note { text } = &event {
                     screen.print_note(text);
                 }

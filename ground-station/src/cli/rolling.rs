@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::CommonOptions;
 use super::connect::Connection;
-use super::request::{self, RequestEnd};
+use super::request;
 use super::screen::{CliError, Screen};
 use crate::duration::{self, to_ms};
 use swarm_shared::api::{ActRequest, Batch, BatchSize, Event, NodesRequest};
@@ -72,9 +72,6 @@ async fn list_targets(
     })
     .await;
     connection.close().await;
-    match ended? {
-        RequestEnd::Complete => Ok(0),
-        RequestEnd::Interrupted => Ok(super::screen::EXIT_INTERRUPTED),
-        RequestEnd::Failed(failure, message) => Err(CliError::from_failure(failure, message)),
-    }
+    ended?.into_result()?;
+    Ok(0)
 }

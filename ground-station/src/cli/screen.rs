@@ -30,7 +30,7 @@ const EXIT_BROKEN_PIPE: u8 = 141;
 #[derive(Debug)]
 pub(super) struct CliError {
     status: u8,
-    /// Absent if the output cannot be written.
+    /// Absent after Ctrl-C, and if the output cannot be written.
     message: Option<String>,
 }
 
@@ -49,16 +49,24 @@ impl CliError {
         }
     }
 
-    /// The text; `None` if the output cannot be written.
+    /// Ctrl-C ended the verb.
+    pub(super) fn interrupted() -> Self {
+        Self {
+            status: EXIT_INTERRUPTED,
+            message: None,
+        }
+    }
+
+    /// The text; empty if there is none.
     pub(super) fn message(&self) -> &str {
         self.message.as_deref().unwrap_or_default()
     }
 
     pub(super) fn from_failure(failure: Failure, message: impl Into<String>) -> Self {
         let status = match failure {
-            Failure::Failed | Failure::ShutDown => EXIT_FAILED,
             Failure::Usage => EXIT_USAGE,
             Failure::NoMatch => EXIT_NO_MATCH,
+            Failure::Failed | Failure::ShutDown | _ => EXIT_FAILED,
         };
         Self {
             status,

@@ -24,7 +24,7 @@ use swarm_shared::api::{
     ActRequest, Batch, BatchSize, Event, Failure, FileToSend, FilesToSend, HistoryDelivery, HistoryQuery,
     HistoryState, NodeRef, NodeState, NodesRequest, Warning,
 };
-use swarm_shared::client::Fleet;
+use swarm_shared::client::{EventStream, Fleet};
 
 fn profile(number: usize) -> DeviceProfile {
     let name = format!("d{number}");
@@ -178,7 +178,7 @@ async fn watchers_see_device_stop_and_release() {
     let _guard = devices.register(profile(1)).expect("free");
     let selector = Selector::all();
     let mut told = fleet.perform(NodesRequest::Watch { selector }).await;
-    let unconfirmed = async |told: &mut mpsc::Receiver<Event>| {
+    let unconfirmed = async |told: &mut EventStream| {
         let event = tokio::time::timeout(Duration::from_secs(20), told.recv()).await;
         let Event::Node(view) = event.expect("in time").expect("watched") else {
             panic!("not a node")
@@ -257,7 +257,7 @@ async fn watchers_see_device_leave_and_return() {
     });
     let selector = Selector::all();
     let mut told = fleet.perform(NodesRequest::Watch { selector }).await;
-    let view = async |told: &mut mpsc::Receiver<Event>| {
+    let view = async |told: &mut EventStream| {
         let event = tokio::time::timeout(Duration::from_secs(20), told.recv()).await;
         let Event::Node(view) = event.expect("in time").expect("watched") else {
             panic!("not a node")

@@ -363,8 +363,8 @@ impl EngineTask {
                     cancel::run(&deliveries, &store, &state_dir, cancel_request, &events).await;
                 });
             }
-            // Has become what it repeats, above.
-            Request::History(HistoryRequest::Retry { .. }) => {}
+            // `Retry` has become what it repeats, above. Others are of a later version.
+            Request::History(HistoryRequest::Retry { .. }) | _ => {}
         }
     }
 

@@ -33,35 +33,14 @@ pub struct DeliveryReport {
 impl DeliveryReport {
     /// Handles an event; those of other requests are ignored.
     pub fn on_event(&mut self, event: &Event) {
-        match event {
-            Event::Targets { targets } => self.targets.extend(targets.iter().cloned()),
-            Event::Delivery(delivery) => self.deliveries.push(delivery.clone()),
-            Event::Progress { node, bytes, total } => {
-                self.bytes.insert(node.clone(), (*bytes, *total));
-            }
-            Event::Stage { node, stage, .. } => {
-                self.stages.insert(node.id, *stage);
-            }
-            Event::Acknowledged { .. }
-            | Event::Node(_)
-            | Event::Note { .. }
-            | Event::Issued { .. }
-            | Event::Membership(_)
-            | Event::Invitation(_)
-            | Event::Member(_)
-            | Event::Pending(_)
-            | Event::Command(_)
-            | Event::CommandDetails(_)
-            | Event::HistoryDelivery(_)
-            | Event::Audit(_)
-            | Event::User(_)
-            | Event::Token(_)
-            | Event::Observed { .. }
-            | Event::Telemetry { .. }
-            | Event::Peer(_)
-            | Event::Lagged { .. }
-            | Event::Failed { .. }
-            | Event::End => {}
+        if let Event::Targets { targets } = event {
+            self.targets.extend(targets.iter().cloned());
+        } else if let Event::Delivery(delivery) = event {
+            self.deliveries.push(delivery.clone());
+        } else if let Event::Progress { node, bytes, total } = event {
+            self.bytes.insert(node.clone(), (*bytes, *total));
+        } else if let Event::Stage { node, stage, .. } = event {
+            self.stages.insert(node.id, *stage);
         }
     }
 

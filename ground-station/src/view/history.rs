@@ -46,30 +46,12 @@ pub struct HistoryReport {
 impl HistoryReport {
     /// Handles an event; those of other requests are ignored.
     pub fn on_event(&mut self, event: &Event) {
-        match event {
-            Event::Command(view) | Event::CommandDetails(view) => self.commands.push(view.clone()),
-            Event::HistoryDelivery(view) => self.deliveries.push(view.clone()),
-            Event::Audit(view) => self.audit.push(view.clone()),
-            Event::Targets { .. }
-            | Event::Progress { .. }
-            | Event::Stage { .. }
-            | Event::Acknowledged { .. }
-            | Event::Delivery(_)
-            | Event::Node(_)
-            | Event::Note { .. }
-            | Event::Issued { .. }
-            | Event::Membership(_)
-            | Event::Invitation(_)
-            | Event::Member(_)
-            | Event::Pending(_)
-            | Event::User(_)
-            | Event::Token(_)
-            | Event::Observed { .. }
-            | Event::Telemetry { .. }
-            | Event::Peer(_)
-            | Event::Lagged { .. }
-            | Event::Failed { .. }
-            | Event::End => {}
+        if let Event::Command(view) | Event::CommandDetails(view) = event {
+            self.commands.push(view.clone());
+        } else if let Event::HistoryDelivery(view) = event {
+            self.deliveries.push(view.clone());
+        } else if let Event::Audit(view) = event {
+            self.audit.push(view.clone());
         }
     }
 

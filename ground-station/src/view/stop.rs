@@ -31,47 +31,24 @@ pub struct StopProgress {
 impl StopProgress {
     /// Handles an event of the stop.
     pub fn on_event(&mut self, event: &Event) {
-        match event {
-            Event::Targets { targets } => {
-                self.targets = targets.len();
-                self.unanswered = targets.iter().cloned().collect();
-            }
-            Event::Acknowledged { node, ms } => self.on_answer(node, *ms),
-            // A node that was given up has not answered: an all-clear would be false.
-            Event::Delivery(delivery) if delivery.state == Outcome::NoAnswer => {}
-            Event::Delivery(delivery) => {
-                let node = NodeRef {
-                    node: delivery.node.clone(),
-                    id: delivery.id,
-                };
-                if delivery.state != Outcome::Unknown {
-                    self.on_answer(&node, delivery.ms);
-                } else if self.unanswered.remove(&node) {
+        if let Event::Targets { targets } = event {
+            self.targets = targets.len();
+            self.unanswered = targets.iter().cloned().collect();
+        } else if let Event::Acknowledged { node, ms } = event {
+            self.on_answer(node, *ms);
+        } else if let Event::Delivery(delivery) = event {
+            match delivery.state {
+                // A node that was given up has not answered: an all-clear would be false.
+                Outcome::NoAnswer => {}
+                Outcome::Unknown if self.unanswered.remove(&delivery.target()) => {
                     self.is_shown = false;
                     self.unconfirmed += 1;
                 }
+                Outcome::Unknown => {}
+                Outcome::Done | Outcome::Failed | Outcome::Refused | Outcome::Expired => {
+                    self.on_answer(&delivery.target(), delivery.ms);
+                }
             }
-            Event::Progress { .. }
-            | Event::Stage { .. }
-            | Event::Command(_)
-            | Event::CommandDetails(_)
-            | Event::HistoryDelivery(_)
-            | Event::Audit(_)
-            | Event::User(_)
-            | Event::Token(_)
-            | Event::Observed { .. }
-            | Event::Telemetry { .. }
-            | Event::Peer(_)
-            | Event::Lagged { .. }
-            | Event::Node(_)
-            | Event::Note { .. }
-            | Event::Issued { .. }
-            | Event::Membership(_)
-            | Event::Invitation(_)
-            | Event::Member(_)
-            | Event::Pending(_)
-            | Event::Failed { .. }
-            | Event::End => {}
         }
     }
 

@@ -29,6 +29,14 @@ pub struct Delivery {
 }
 
 impl Delivery {
+    /// The node.
+    pub fn target(&self) -> NodeRef {
+        NodeRef {
+            node: self.node.clone(),
+            id: self.id,
+        }
+    }
+
     /// The delivery that a node's reply ends, `ms` milliseconds after the request.
     pub fn new(target: NodeRef, reply: Reply, ms: f64) -> Self {
         Self {

@@ -12,6 +12,7 @@ use crate::proto::delivery::Stage;
 /// One item of the answer to a request.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Event {
     /// The targets of a command or a file: one entry for each delivery.
     Targets {
@@ -139,6 +140,20 @@ impl Event {
         Self::Note { text: text.into() }
     }
 
+    /// Whether subscribers to the requests of other clients are sent it: the targets, the progress and the end.
+    pub fn is_observable(&self) -> bool {
+        matches!(
+            self,
+            Self::Targets { .. }
+                | Self::Progress { .. }
+                | Self::Stage { .. }
+                | Self::Acknowledged { .. }
+                | Self::Delivery(_)
+                | Self::Failed { .. }
+                | Self::End
+        )
+    }
+
     /// Whether no event follows.
     pub fn is_last(&self) -> bool {
         matches!(self, Self::End | Self::Failed { .. })
@@ -148,6 +163,7 @@ impl Event {
 /// Why a request failed; each reason has its exit status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Failure {
     /// It was tried and did not work, or was refused.
     Failed,

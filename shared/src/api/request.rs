@@ -14,6 +14,7 @@ use crate::proto::wire::Lane;
 /// process that carries out the request may have another working directory.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Request {
     /// Lists and watches nodes.
     Nodes(NodesRequest),
@@ -30,6 +31,7 @@ pub enum Request {
 /// Lists and watches nodes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum NodesRequest {
     /// Lists the matching nodes: one `node` event each.
     List {
@@ -59,6 +61,7 @@ pub enum NodesRequest {
 /// Makes nodes do something. Each of these has an entry in the history, except an action that only reads.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum ActRequest {
     /// Runs one action on many nodes: `targets`, `stage`s if it acts, one `delivery` each.
     Command {
@@ -123,6 +126,7 @@ pub enum ActRequest {
 /// Manages the fleet and its members.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum FleetRequest {
     /// Makes a fleet whose root is here: a `membership` event.
     Init,
@@ -161,6 +165,7 @@ pub enum FleetRequest {
 /// Reads the history, or repeats or cancels one of its commands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum HistoryRequest {
     /// What was sent: `command` events, newest first; for one command `about`, then its `past` deliveries.
     Commands {
@@ -193,6 +198,7 @@ pub enum HistoryRequest {
 /// Manages this station's gateways.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum AdminRequest {
     /// Lists the peers that are connected at a gateway: one `peer` event each.
     Peers {
@@ -215,6 +221,7 @@ pub enum AdminRequest {
 /// Manages users of gateways and their tokens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum UserRequest {
     /// Adds a user, or replaces the password of one: a `user` event.
     Add {
@@ -384,6 +391,7 @@ pub struct Batch {
 /// The size of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum BatchSize {
     /// A number of nodes.
     Count(u32),

@@ -11,10 +11,9 @@ use std::time::Duration;
 
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
-use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::{Backend, BackendFuture, RequestEnvelope};
+use super::{Backend, BackendFuture, EventStream, RequestError};
 use crate::api::{AdminRequest, Event, Failure, FleetRequest, NodesRequest, PEER_WRITE_TIMEOUT, Request};
 
 /// Name of the socket in the state directory.
@@ -33,7 +32,7 @@ pub async fn is_listening(socket: &Path) -> bool {
     UnixStream::connect(socket).await.is_ok()
 }
 
-/// Sends requests over the control socket, each over a connection and a task of its own.
+/// Sends requests over the control socket, each over a connection of its own.
 #[derive(Clone, Debug)]
 pub struct ControlClient {
     socket: PathBuf,
@@ -47,49 +46,40 @@ impl ControlClient {
 }
 
 impl Backend for ControlClient {
-    fn send(&self, envelope: RequestEnvelope) -> BackendFuture<'_> {
-        let RequestEnvelope { request, events, .. } = envelope;
-        tokio::spawn(send_request(self.socket.clone(), request, events));
-        Box::pin(std::future::ready(()))
+    fn send(&self, request: Request, _user: String) -> BackendFuture<'_> {
+        Box::pin(async move {
+            let opened = Exchange::open(&self.socket, &request, first_event_timeout(&request)).await;
+            opened.map_or_else(
+                |error| {
+                    let (events, stream) = EventStream::channel();
+                    // The first event: there is room.
+                    events.try_send(failure_event(&error)).ok();
+                    stream
+                },
+                EventStream::socket,
+            )
+        })
     }
 }
 
-/// Carries one request; errors become [`Event::Failed`]. Ends when the receiver of the events is dropped, which
-/// closes the connection and so cancels the request.
-async fn send_request(socket: PathBuf, request: Request, events: mpsc::Sender<Event>) {
-    let shut_down = || {
-        Event::failed(
-            Failure::ShutDown,
-            "the running station stopped before it had answered; `ground-station history` says what it had begun: look there before you ask again",
-        )
-    };
-    let event_timeout = first_event_timeout(&request);
-    let outcome = tokio::select! {
-        biased;
-        () = events.closed() => return,
-        outcome = exchange(&socket, &request, event_timeout, &events) => outcome,
-    };
-    let last = match outcome {
-        Ok(true) => return,
-        Ok(false) => shut_down(),
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-            let text = format!(
-                "the running station was not understood ({error}); restart it, so that both have one version"
-            );
-            Event::failed(Failure::Failed, text)
-        }
-        Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-            let text = "the running station does not answer: if it was put to sleep (Ctrl-Z), type `fg` there; else \
-                        start it anew";
-            Event::failed(Failure::ShutDown, text)
-        }
-        Err(error) => {
-            tracing::debug!(%error, "Control socket failed");
-            shut_down()
-        }
-    };
-    // If the receiver is gone, the caller has cancelled.
-    events.send(last).await.ok();
+/// How a request ends whose connection failed.
+fn failure_event(error: &io::Error) -> Event {
+    let kind = error.kind();
+    if kind == io::ErrorKind::InvalidInput {
+        return Event::failed(Failure::Usage, error.to_string());
+    }
+    if kind == io::ErrorKind::InvalidData {
+        let text = format!(
+            "the running station was not understood ({error}); restart it, so that both have one version"
+        );
+        return Event::failed(Failure::Failed, text);
+    }
+    if kind == io::ErrorKind::TimedOut {
+        let text = "the running station does not answer: if it is suspended (Ctrl-Z), type `fg` there; else restart it";
+        return Event::failed(Failure::ShutDown, text);
+    }
+    tracing::debug!(%error, "Control socket failed");
+    Event::failed(Failure::ShutDown, RequestError::CutOff.to_string())
 }
 
 /// `None` for requests that may stay without an event for as long as they last.
@@ -108,38 +98,58 @@ fn first_event_timeout(request: &Request) -> Option<Duration> {
     Some(FIRST_EVENT_TIMEOUT.saturating_add(own))
 }
 
-/// Writes the request and passes on the events; returns whether the last event came.
-async fn exchange(
-    socket: &Path,
-    request: &Request,
-    event_timeout: Option<Duration>,
-    events: &mpsc::Sender<Event>,
-) -> io::Result<bool> {
-    let invalid = |text: String| io::Error::new(io::ErrorKind::InvalidData, text);
-    let mut line = serde_json::to_vec(request).map_err(|error| invalid(error.to_string()))?;
-    if line.len() > REQUEST_LINE_BYTES_MAX {
-        let text =
-            format!("the arguments are longer than {REQUEST_LINE_BYTES_MAX} bytes; send a file instead");
-        let failed = Event::failed(Failure::Usage, text);
-        return Ok(events.send(failed).await.is_ok());
+/// A request that a station has received, and whose answer is not complete. Dropping it closes the connection, and so
+/// cancels the request.
+#[derive(Debug)]
+pub(super) struct Exchange {
+    stream: BufReader<UnixStream>,
+    /// Time-out of the next event.
+    next_timeout: Option<Duration>,
+}
+
+impl Exchange {
+    /// Connects and writes the request.
+    async fn open(socket: &Path, request: &Request, first_timeout: Option<Duration>) -> io::Result<Self> {
+        let mut line = serde_json::to_vec(request)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error.to_string()))?;
+        if line.len() > REQUEST_LINE_BYTES_MAX {
+            let text =
+                format!("the arguments are longer than {REQUEST_LINE_BYTES_MAX} bytes; send a file instead");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        line.push(b'\n');
+        let write = async {
+            let mut stream = UnixStream::connect(socket).await?;
+            stream.write_all(&line).await?;
+            Ok::<_, io::Error>(stream)
+        };
+        Ok(Self {
+            stream: BufReader::new(timeout(FIRST_EVENT_TIMEOUT, write).await??),
+            next_timeout: first_timeout,
+        })
     }
-    line.push(b'\n');
-    let mut stream = UnixStream::connect(socket).await?;
-    stream.write_all(&line).await?;
-    let mut stream = BufReader::new(stream);
-    let mut next_timeout = event_timeout;
-    loop {
-        let reading = read_line(&mut stream, EVENT_LINE_BYTES_MAX);
-        let line = match next_timeout.take() {
+
+    /// The next event, and the rest of the exchange unless it is the last one. Errors become [`Event::Failed`].
+    pub(super) async fn next(mut self) -> (Event, Option<Self>) {
+        match self.read().await {
+            Ok(event) => {
+                let rest = (!event.is_last()).then_some(self);
+                (event, rest)
+            }
+            Err(error) => (failure_event(&error), None),
+        }
+    }
+
+    async fn read(&mut self) -> io::Result<Event> {
+        let limit = self.next_timeout.take();
+        let reading = read_line(&mut self.stream, EVENT_LINE_BYTES_MAX);
+        let line = match limit {
             Some(limit) => timeout(limit, reading).await??,
             None => reading.await?,
         };
-        let Some(line) = line else { return Ok(false) };
-        let event: Event = serde_json::from_slice(&line).map_err(|error| invalid(error.to_string()))?;
-        let last = event.is_last();
-        if events.send(event).await.is_err() || last {
-            return Ok(true);
-        }
+        let line = line.ok_or(io::ErrorKind::UnexpectedEof)?;
+        serde_json::from_slice(&line)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))
     }
 }
 
@@ -181,11 +191,11 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let socket = dir.path().join(CONTROL_SOCKET);
         let _suspended = std::os::unix::net::UnixListener::bind(&socket).expect("bound");
-        let (events, _unread) = mpsc::channel(1);
         let limit = Some(Duration::from_millis(100));
         let request = FleetRequest::Members.into();
-        let exchange = exchange(&socket, &request, limit, &events);
-        let outcome = timeout(Duration::from_secs(5), exchange).await;
+        let exchange = Exchange::open(&socket, &request, limit).await;
+        let mut exchange = exchange.expect("the kernel accepts it");
+        let outcome = timeout(Duration::from_secs(5), exchange.read()).await;
         let error = outcome.expect("it ends").expect_err("no answer");
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }

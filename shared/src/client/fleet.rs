@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use super::control::ControlClient;
-use super::os_user;
+use super::{EventStream, os_user};
 use crate::api::{Event, Failure, Request};
 
 /// Most requests that wait for a backend in this process.
@@ -16,10 +16,10 @@ pub const REQUESTS_MAX: usize = 64;
 /// Most events of one request that wait to be read.
 pub const EVENTS_MAX: usize = 1_024;
 
-/// A request on its way to a backend.
+/// A request on its way to an engine in this process.
 ///
-/// The backend sends [`Event::End`] or [`Event::Failed`] last, and cancels the request when the receiver of `events`
-/// is dropped (`events.closed()`).
+/// The engine sends [`Event::End`] or [`Event::Failed`] last, and cancels the request when the stream of its events is
+/// dropped (`events.closed()`).
 #[derive(Debug)]
 pub struct RequestEnvelope {
     /// The request.
@@ -31,13 +31,13 @@ pub struct RequestEnvelope {
 }
 
 /// What [`Backend::send`] returns.
-pub type BackendFuture<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+pub type BackendFuture<'a> = Pin<Box<dyn Future<Output = EventStream> + Send + 'a>>;
 
 /// Carries out requests.
 pub trait Backend: fmt::Debug + Send + Sync {
     /// Takes one request over; returns when it is under way, not when it has ended. Reports errors as
     /// [`Event::Failed`].
-    fn send(&self, envelope: RequestEnvelope) -> BackendFuture<'_>;
+    fn send(&self, request: Request, user: String) -> BackendFuture<'_>;
 }
 
 /// A handle on a fleet; clones share it.
@@ -61,39 +61,34 @@ impl Fleet {
         Self::new(ControlClient::new(socket))
     }
 
-    /// Sends a request for the user of this process. Errors come as [`Event::Failed`]; dropping the receiver cancels
-    /// the request.
-    pub async fn perform(&self, request: impl Into<Request>) -> mpsc::Receiver<Event> {
+    /// Sends a request for the user of this process. Errors come as [`Event::Failed`]; dropping the stream cancels the
+    /// request.
+    pub async fn perform(&self, request: impl Into<Request>) -> EventStream {
         self.perform_as(request, os_user::current().to_owned()).await
     }
 
     /// Sends a request for another user of this machine. A remote station asks the kernel for the user instead.
-    pub async fn perform_as(&self, request: impl Into<Request>, user: String) -> mpsc::Receiver<Event> {
-        let (events, receiver) = mpsc::channel(EVENTS_MAX);
-        let envelope = RequestEnvelope {
-            request: request.into(),
-            events,
-            user,
-        };
-        self.0.send(envelope).await;
-        receiver
-    }
-
-    /// Hands on a request that another fleet received.
-    pub async fn forward(&self, envelope: RequestEnvelope) {
-        self.0.send(envelope).await;
+    pub async fn perform_as(&self, request: impl Into<Request>, user: String) -> EventStream {
+        self.0.send(request.into(), user).await
     }
 }
 
 /// An engine in this process, which reads requests from the channel.
 impl Backend for mpsc::Sender<RequestEnvelope> {
-    fn send(&self, envelope: RequestEnvelope) -> BackendFuture<'_> {
+    fn send(&self, request: Request, user: String) -> BackendFuture<'_> {
         Box::pin(async move {
+            let (events, stream) = EventStream::channel();
+            let envelope = RequestEnvelope {
+                request,
+                events,
+                user,
+            };
             if let Err(mpsc::error::SendError(envelope)) = Self::send(self, envelope).await {
                 let shut_down = Event::failed(Failure::ShutDown, "the station is shutting down; ask again");
-                // If the receiver is gone, the caller has cancelled.
-                envelope.events.send(shut_down).await.ok();
+                // The first event: there is room.
+                envelope.events.try_send(shut_down).ok();
             }
+            stream
         })
     }
 }

@@ -22,9 +22,11 @@
 //! ```
 
 pub mod control;
+mod event_stream;
 mod fleet;
 pub mod os_user;
 mod station;
 
+pub use event_stream::{EventStream, RequestError};
 pub use fleet::{Backend, BackendFuture, EVENTS_MAX, Fleet, REQUESTS_MAX, RequestEnvelope};
-pub use station::{ConnectError, EventStream, RequestError, Station};
+pub use station::{ConnectError, Station};

@@ -3,15 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
-
-use super::Fleet;
 use super::control::{CONTROL_SOCKET, is_listening};
-use crate::api::{
-    ActRequest, Delivery, Event, Failure, FileToSend, FilesToSend, NodeView, NodesRequest, Request,
-};
+use super::{EventStream, Fleet, RequestError};
+use crate::api::{ActRequest, Delivery, Event, FileToSend, FilesToSend, NodeView, NodesRequest, Request};
 use crate::proto::message::Arguments;
-use crate::proto::selector::BadSelector;
 use crate::proto::wire::Lane;
 
 /// Time to live of a command, unless [`Station::with_ttl`] sets another.
@@ -35,27 +30,6 @@ pub struct Station {
 pub struct ConnectError {
     /// The control socket that was tried.
     pub socket: PathBuf,
-}
-
-/// A request was not carried out. Outcomes of single deliveries are not errors: see
-/// [`Delivery::state`](crate::api::Delivery).
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum RequestError {
-    /// The selector cannot be parsed.
-    #[error(transparent)]
-    Selector(#[from] BadSelector),
-    /// The station refused the request, or could not carry it out.
-    #[error("{message}")]
-    Failed {
-        /// The reason, for programs.
-        failure: Failure,
-        /// The reason and a remedy, for people.
-        message: String,
-    },
-    /// The answer ended before it was complete.
-    #[error("the station's answer was cut off; `ground-station history` shows what was begun")]
-    CutOff,
 }
 
 impl Station {
@@ -96,7 +70,7 @@ impl Station {
     /// The matching nodes.
     ///
     /// # Errors
-    /// [`RequestError`]; with [`Failure::NoMatch`] if no node matches.
+    /// [`RequestError`]; with [`Failure::NoMatch`](crate::api::Failure::NoMatch) if no node matches.
     pub async fn nodes(&self, selector: &str) -> Result<Vec<NodeView>, RequestError> {
         let request = NodesRequest::List {
             selector: selector.parse()?,
@@ -124,7 +98,7 @@ impl Station {
     /// Runs an action on the matching nodes and waits for all outcomes.
     ///
     /// # Errors
-    /// [`RequestError`]; with [`Failure::NoMatch`] if no node matches.
+    /// [`RequestError`]; with [`Failure::NoMatch`](crate::api::Failure::NoMatch) if no node matches.
     pub async fn call(
         &self,
         selector: &str,
@@ -171,7 +145,7 @@ impl Station {
     /// Gives an emergency stop, sent again until each matching node has confirmed it or the time-out has passed.
     ///
     /// # Errors
-    /// [`RequestError`]; with [`Failure::NoMatch`] if no node matches.
+    /// [`RequestError`]; with [`Failure::NoMatch`](crate::api::Failure::NoMatch) if no node matches.
     pub async fn stop(&self, selector: &str) -> Result<Vec<Delivery>, RequestError> {
         let request = ActRequest::Stop {
             selector: selector.parse()?,
@@ -183,7 +157,7 @@ impl Station {
     /// Ends an emergency stop at the matching nodes.
     ///
     /// # Errors
-    /// [`RequestError`]; with [`Failure::NoMatch`] if no node matches.
+    /// [`RequestError`]; with [`Failure::NoMatch`](crate::api::Failure::NoMatch) if no node matches.
     pub async fn release(&self, selector: &str) -> Result<Vec<Delivery>, RequestError> {
         let request = ActRequest::Release {
             selector: selector.parse()?,
@@ -194,7 +168,7 @@ impl Station {
 
     /// Sends any request.
     pub async fn start(&self, request: impl Into<Request>) -> EventStream {
-        EventStream(Some(self.fleet.perform(request).await))
+        self.fleet.perform(request).await
     }
 }
 
@@ -206,44 +180,6 @@ impl From<Fleet> for Station {
             ttl_given: false,
             timeout: TIMEOUT_DEFAULT,
         }
-    }
-}
-
-/// The events of one request. Dropping it cancels the request.
-#[derive(Debug)]
-pub struct EventStream(Option<mpsc::Receiver<Event>>);
-
-impl EventStream {
-    /// The next event; `None` after the last one.
-    ///
-    /// # Errors
-    /// [`RequestError::Failed`] in place of [`Event::Failed`], [`RequestError::CutOff`] if no last event came.
-    pub async fn next(&mut self) -> Result<Option<Event>, RequestError> {
-        let Some(events) = &mut self.0 else {
-            return Ok(None);
-        };
-        let event = events.recv().await.ok_or(RequestError::CutOff)?;
-        if event.is_last() {
-            self.0 = None;
-        }
-        if let Event::Failed { failure, message } = event {
-            return Err(RequestError::Failed { failure, message });
-        }
-        Ok((event != Event::End).then_some(event))
-    }
-
-    /// Waits for the end and collects the outcomes.
-    ///
-    /// # Errors
-    /// As [`EventStream::next`].
-    pub async fn deliveries(mut self) -> Result<Vec<Delivery>, RequestError> {
-        let mut deliveries = Vec::new();
-        while let Some(event) = self.next().await? {
-            if let Event::Delivery(delivery) = event {
-                deliveries.push(delivery);
-            }
-        }
-        Ok(deliveries)
     }
 }
 

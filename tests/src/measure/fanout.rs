@@ -290,35 +290,12 @@ pub(super) fn ping_request() -> ActRequest {
 pub(super) async fn count_done(fleet: &Fleet, request: impl Into<Request>) -> anyhow::Result<usize> {
     let mut events = fleet.perform(request).await;
     let mut done = 0;
-    while let Some(event) = events.recv().await {
-        match event {
-            Event::Delivery(delivery) => done += usize::from(delivery.state == Outcome::Done),
-            Event::Failed { message, .. } => anyhow::bail!(message),
-            Event::End => return Ok(done),
-            Event::Targets { .. }
-            | Event::Progress { .. }
-            | Event::Stage { .. }
-            | Event::Acknowledged { .. }
-            | Event::Node(_)
-            | Event::Note { .. }
-            | Event::Issued { .. }
-            | Event::Membership(_)
-            | Event::Invitation(_)
-            | Event::Member(_)
-            | Event::Pending(_)
-            | Event::Command(_)
-            | Event::CommandDetails(_)
-            | Event::HistoryDelivery(_)
-            | Event::Audit(_)
-            | Event::User(_)
-            | Event::Token(_)
-            | Event::Observed { .. }
-            | Event::Telemetry { .. }
-            | Event::Peer(_)
-            | Event::Lagged { .. } => {}
+    while let Some(event) = events.next().await? {
+        if let Event::Delivery(delivery) = event {
+            done += usize::from(delivery.state == Outcome::Done);
         }
     }
-    anyhow::bail!("the station went away")
+    Ok(done)
 }
 
 /// How many nodes are online, a moment from now.

@@ -7,12 +7,11 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use swarm_shared::api::{Event, FleetRequest, NodeState, NodeView, NodesRequest};
-use swarm_shared::client::Fleet;
 use swarm_shared::client::control::CONTROL_SOCKET;
+use swarm_shared::client::{EventStream, Fleet};
 use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::trust::Role;
 use tempfile::TempDir;
-use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 use super::fanout::count_done;
@@ -110,7 +109,7 @@ impl RealStation {
     }
 
     /// What becomes of all nodes from now on, after what they are now. Empty at once if the station is not up.
-    pub async fn watch(&self) -> mpsc::Receiver<Event> {
+    pub async fn watch(&self) -> EventStream {
         let selector = Selector::all();
         self.fleet.perform(NodesRequest::Watch { selector }).await
     }
@@ -136,32 +135,9 @@ async fn invite(fleet: &Fleet) -> anyhow::Result<String> {
         valid_for_ms: u64::try_from(CODE_VALID.as_millis())?,
     };
     let mut events = fleet.perform(request).await;
-    while let Some(event) = events.recv().await {
-        match event {
-            Event::Invitation(view) => return Ok(view.code),
-            Event::Failed { message, .. } => anyhow::bail!(message),
-            Event::Targets { .. }
-            | Event::Progress { .. }
-            | Event::Stage { .. }
-            | Event::Acknowledged { .. }
-            | Event::Delivery(_)
-            | Event::Node(_)
-            | Event::Note { .. }
-            | Event::Issued { .. }
-            | Event::Membership(_)
-            | Event::Member(_)
-            | Event::Pending(_)
-            | Event::Command(_)
-            | Event::CommandDetails(_)
-            | Event::HistoryDelivery(_)
-            | Event::Audit(_)
-            | Event::User(_)
-            | Event::Token(_)
-            | Event::Observed { .. }
-            | Event::Telemetry { .. }
-            | Event::Peer(_)
-            | Event::Lagged { .. }
-            | Event::End => {}
+    while let Some(event) = events.next().await? {
+        if let Event::Invitation(view) = event {
+            return Ok(view.code);
         }
     }
     anyhow::bail!("no code")
@@ -185,7 +161,7 @@ pub fn node_command(dir: &Path, config: &Path, code: &str) -> Command {
 ///
 /// # Errors
 /// If it takes too long, or the station goes away.
-pub async fn wait_state(events: &mut mpsc::Receiver<Event>, state: NodeState) -> anyhow::Result<NodeView> {
+pub async fn wait_state(events: &mut EventStream, state: NodeState) -> anyhow::Result<NodeView> {
     let waited = async {
         while let Some(event) = events.recv().await {
             if let Event::Node(view) = event

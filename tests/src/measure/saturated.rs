@@ -5,12 +5,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use clap::ValueEnum;
 use swarm_shared::api::{ActRequest, Event, FileToSend, FilesToSend};
-use swarm_shared::client::Fleet;
 use swarm_shared::client::control::CONTROL_SOCKET;
+use swarm_shared::client::{EventStream, Fleet};
 use swarm_shared::net::clock;
 use swarm_shared::proto::outcome::Outcome;
 use swarm_shared::proto::selector::Selector;
-use tokio::sync::mpsc;
 use tokio::time::sleep;
 
 use super::fanout::{count_done, ping_request};
@@ -106,7 +105,7 @@ pub async fn run(
     while clock::since(began) < Duration::from_secs(seconds) {
         let took = round_trip(&fleet).await?;
         ensure!(
-            file.update(&mut moving)?,
+            file.update(&mut moving).await?,
             "the file was through too soon: take a larger one"
         );
         let samples = if clock::since(began) < SETTLE {
@@ -123,7 +122,7 @@ pub async fn run(
     for _run in 0..stops {
         let times = stop_and_release(&fleet).await?;
         ensure!(
-            file.update(&mut moving)?,
+            file.update(&mut moving).await?,
             "the file was through too soon: take a larger one"
         );
         stopped.add(times[0]);
@@ -179,21 +178,19 @@ struct TransferProgress {
 
 impl TransferProgress {
     /// Reads what was reported; whether the file is still on its way.
-    fn update(&mut self, events: &mut mpsc::Receiver<Event>) -> anyhow::Result<bool> {
-        loop {
-            match events.try_recv() {
-                Ok(Event::Progress { bytes, .. }) => {
+    async fn update(&mut self, events: &mut EventStream) -> anyhow::Result<bool> {
+        while !events.is_empty() {
+            match events.next().await? {
+                Some(Event::Progress { bytes, .. }) => {
                     let report = (clock::now(), bytes);
                     let first = self.reports.map_or(report, |[first, _]| first);
                     self.reports = Some([first, report]);
                 }
-                Ok(Event::Failed { message, .. }) => anyhow::bail!(message),
-                Ok(Event::Delivery(_) | Event::End) => return Ok(false),
-                Ok(_) => {}
-                Err(mpsc::error::TryRecvError::Empty) => return Ok(true),
-                Err(mpsc::error::TryRecvError::Disconnected) => return Ok(false),
+                None | Some(Event::Delivery(_)) => return Ok(false),
+                Some(_) => {}
             }
         }
+        Ok(true)
     }
 
     fn mib_per_second(&self) -> Option<f64> {

@@ -167,42 +167,17 @@ pub(super) fn release_request() -> ActRequest {
 async fn stop_all(fleet: &Fleet, nodes: u32, times: &mut StopTimes) -> anyhow::Result<()> {
     let mut events = fleet.perform(stop_request()).await;
     let (mut count, mut last_stopped, mut last_latched) = (0, 0.0_f64, 0.0_f64);
-    while let Some(event) = events.recv().await {
-        match event {
-            Event::Delivery(delivery) => {
-                ensure!(delivery.state == Outcome::Done, "not stopped: {delivery:?}");
-                let value = delivery.value.as_ref();
-                let stopped = value.and_then(|value| value.get("acknowledged_ms")?.as_f64());
-                let stopped = stopped.context("it is not said when it stopped")?;
-                times.stopped.add(stopped);
-                times.latched.add(delivery.ms);
-                last_stopped = last_stopped.max(stopped);
-                last_latched = last_latched.max(delivery.ms);
-                count += 1;
-            }
-            Event::Failed { message, .. } => anyhow::bail!(message),
-            Event::End => break,
-            Event::Targets { .. }
-            | Event::Progress { .. }
-            | Event::Stage { .. }
-            | Event::Acknowledged { .. }
-            | Event::Node(_)
-            | Event::Note { .. }
-            | Event::Issued { .. }
-            | Event::Membership(_)
-            | Event::Invitation(_)
-            | Event::Member(_)
-            | Event::Pending(_)
-            | Event::Command(_)
-            | Event::CommandDetails(_)
-            | Event::HistoryDelivery(_)
-            | Event::Audit(_)
-            | Event::User(_)
-            | Event::Token(_)
-            | Event::Observed { .. }
-            | Event::Telemetry { .. }
-            | Event::Peer(_)
-            | Event::Lagged { .. } => {}
+    while let Some(event) = events.next().await? {
+        if let Event::Delivery(delivery) = event {
+            ensure!(delivery.state == Outcome::Done, "not stopped: {delivery:?}");
+            let value = delivery.value.as_ref();
+            let stopped = value.and_then(|value| value.get("acknowledged_ms")?.as_f64());
+            let stopped = stopped.context("it is not said when it stopped")?;
+            times.stopped.add(stopped);
+            times.latched.add(delivery.ms);
+            last_stopped = last_stopped.max(stopped);
+            last_latched = last_latched.max(delivery.ms);
+            count += 1;
         }
     }
     ensure!(count == nodes, "{count} of {nodes} nodes are stopped");

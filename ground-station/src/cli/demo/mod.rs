@@ -19,7 +19,6 @@ use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::trust::Role;
 use swarm_shared::proto::wire::Lane;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::screen::{CliError, Screen};
@@ -35,7 +34,7 @@ use devices::Devices;
 use swarm_shared::api::{
     ActRequest, Event, FileToSend, FilesToSend, FleetRequest, NodeState, NodesRequest, Request,
 };
-use swarm_shared::client::Fleet;
+use swarm_shared::client::{EventStream, Fleet};
 
 /// The longest that any step may take.
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -131,7 +130,7 @@ struct Demo<'a> {
     devices: Devices,
     control_server: Option<(CancellationToken, tokio::task::JoinHandle<()>)>,
     /// Events of nodes.
-    node_events: mpsc::Receiver<Event>,
+    node_events: EventStream,
     nodes: NodeTable,
     _lock: StateLock,
 }
@@ -372,7 +371,7 @@ impl<'a> Demo<'a> {
     }
 
     /// Sends a command to an absent node, for which it is queued.
-    async fn queue_command(&mut self, name: &str) -> Result<mpsc::Receiver<Event>, CliError> {
+    async fn queue_command(&mut self, name: &str) -> Result<EventStream, CliError> {
         let request = led_request(parse_selector(name)?, "#ff0000", LOST_NODE_TTL);
         Ok(self.fleet.perform(request).await)
     }
@@ -458,42 +457,17 @@ async fn invite(fleet: &Fleet, uses: u16) -> Result<String, CliError> {
         uses: u32::from(uses),
         valid_for_ms: 600_000,
     };
-    let mut events = fleet.perform(request).await;
-    let mut code = Err(CliError::failed("demo: make a code: the station did not answer"));
-    while let Some(event) = events.recv().await {
-        match event {
-            Event::Invitation(invitation) => code = Ok(invitation.code),
-            Event::Failed { message, .. } => {
-                code = Err(CliError::failed(format!("demo: make a code: {message}")));
-            }
-            Event::Targets { .. }
-            | Event::Progress { .. }
-            | Event::Stage { .. }
-            | Event::Acknowledged { .. }
-            | Event::Delivery(_)
-            | Event::Node(_)
-            | Event::Note { .. }
-            | Event::Issued { .. }
-            | Event::Membership(_)
-            | Event::Member(_)
-            | Event::Pending(_)
-            | Event::Command(_)
-            | Event::CommandDetails(_)
-            | Event::HistoryDelivery(_)
-            | Event::Audit(_)
-            | Event::User(_)
-            | Event::Token(_)
-            | Event::Observed { .. }
-            | Event::Telemetry { .. }
-            | Event::Peer(_)
-            | Event::Lagged { .. }
-            | Event::End => {}
+    let failed = |why: String| CliError::failed(format!("demo: make a code: {why}"));
+    let (mut events, mut code) = (fleet.perform(request).await, None);
+    while let Some(event) = events.next().await.map_err(|error| failed(error.to_string()))? {
+        if let Event::Invitation(invitation) = event {
+            code = Some(invitation.code);
         }
     }
-    code
+    code.ok_or_else(|| failed("the station made none".to_owned()))
 }
 
-async fn collect(mut events: mpsc::Receiver<Event>) -> DeliveryReport {
+async fn collect(mut events: EventStream) -> DeliveryReport {
     let mut report = DeliveryReport::default();
     while let Some(event) = events.recv().await {
         report.on_event(&event);

@@ -4,8 +4,8 @@ use data_encoding::BASE64;
 
 use crate::cli::CommonOptions;
 use crate::cli::connect::Connection;
-use crate::cli::request::{RequestEnd, follow};
-use crate::cli::screen::{CliError, EXIT_FAILED, EXIT_INTERRUPTED, Screen};
+use crate::cli::request::follow;
+use crate::cli::screen::{CliError, EXIT_FAILED, Screen};
 use crate::view;
 use swarm_shared::api::{AdminRequest, Event};
 
@@ -93,17 +93,10 @@ async fn send_request(
     })
     .await;
     connection.close().await;
-    match ended? {
-        RequestEnd::Complete => {
-            if !screen.json {
-                screen.print_result(&view::peers::table(&peers, told, screen.style).join("\n"))?;
-            }
-            let all = peers.iter().all(|peer| peer.error.is_none());
-            Ok(if all { 0 } else { EXIT_FAILED })
-        }
-        RequestEnd::Interrupted => Ok(EXIT_INTERRUPTED),
-        RequestEnd::Failed(failure, message) => {
-            Ok(screen.print_error(&CliError::from_failure(failure, message)))
-        }
+    ended?.into_result()?;
+    if !screen.json {
+        screen.print_result(&view::peers::table(&peers, told, screen.style).join("\n"))?;
     }
+    let all = peers.iter().all(|peer| peer.error.is_none());
+    Ok(if all { 0 } else { EXIT_FAILED })
 }

@@ -6,8 +6,8 @@ use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 
 use super::super::CommonOptions;
 use super::super::connect::Connection;
-use super::super::request::{RequestEnd, follow};
-use super::super::screen::{CliError, EXIT_INTERRUPTED, Screen};
+use super::super::request::follow;
+use super::super::screen::{CliError, Screen};
 use crate::users::Password;
 use crate::view;
 use swarm_shared::api::{AdminRequest, Event, UserRequest};
@@ -121,13 +121,7 @@ async fn send_request(
         Ok(())
     })
     .await?;
-    match ended {
-        RequestEnd::Complete => {}
-        RequestEnd::Interrupted => return Ok(EXIT_INTERRUPTED),
-        RequestEnd::Failed(failure, message) => {
-            return Ok(screen.print_error(&CliError::from_failure(failure, message)));
-        }
-    }
+    ended.into_result()?;
     if !screen.json {
         let text = match ask {
             UserRequest::Add { .. } | UserRequest::Remove { .. } => view::users::user_change_lines(&users),
@@ -139,7 +133,8 @@ async fn send_request(
                 view::users::new_token_lines(&tokens)
             }
             UserRequest::Tokens => view::users::tokens_table(&tokens, screen.style),
-            UserRequest::Revoke { number } => format!("token {number} is good no more\n"),
+            UserRequest::Revoke { number } => format!("token {number} is revoked\n"),
+            _ => String::new(),
         };
         screen.print_result(&text)?;
     }

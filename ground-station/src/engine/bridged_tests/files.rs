@@ -47,7 +47,7 @@ fn gone_out(reply: oneshot::Sender<DeviceReply>) {
 }
 
 /// How the next delivery ended, and why.
-async fn end(told: &mut mpsc::Receiver<Event>) -> (Outcome, String) {
+async fn end(told: &mut EventStream) -> (Outcome, String) {
     loop {
         let event = tokio::time::timeout(Duration::from_secs(20), told.recv()).await;
         if let Event::Delivery(delivery) = event.expect("in time").expect("told") {
@@ -62,7 +62,7 @@ async fn device_files_are_read_and_sent_one_by_one() {
     let (engine, fleet, [mut first, _second]) = start_with_devices(dir.path()).await;
     let [a, b, c] = ["a", "b", "c"].map(|name| dir.path().join(name));
     let files: [(&std::path::Path, u64); 3] = [(&a, 1), (&b, 2), (&c, 3)];
-    let mut told = fleet.perform(send("d1", &files, 1_500)).await;
+    let told = fleet.perform(send("d1", &files, 1_500)).await;
     let (content, reply) = pushed(&mut first).await;
     assert_eq!(content.len(), 1);
     // Longer than the next one has to live.
@@ -72,7 +72,7 @@ async fn device_files_are_read_and_sent_one_by_one() {
     let (content, reply) = pushed(&mut first).await;
     assert_eq!(content.len(), 2);
     // Nobody waits for it any more: that changes nothing.
-    told.close();
+    drop(told);
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(first.commands.try_recv().is_err(), "the next one waits still");
     gone_out(reply);

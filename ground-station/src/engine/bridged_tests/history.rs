@@ -13,9 +13,7 @@ async fn ended(commands: &mut mpsc::Receiver<DeviceCommand>, reply: Reply) -> De
 }
 
 /// What is told, to its end: numbers in the history, notes, and how each delivery ended.
-async fn all_told(
-    mut told: mpsc::Receiver<Event>,
-) -> (Vec<u64>, Vec<String>, Vec<(String, Outcome, String)>) {
+async fn all_told(mut told: EventStream) -> (Vec<u64>, Vec<String>, Vec<(String, Outcome, String)>) {
     let (mut numbers, mut notes, mut ends) = (Vec::new(), Vec::new(), Vec::new());
     while let Some(event) = told.recv().await {
         if let Event::Issued { number } = event {

@@ -170,7 +170,7 @@ pub(in crate::engine) fn audit_entry(request: &Request) -> Option<(String, Strin
                 entry("gateway token", format!("for {name}, {days}{label}"))
             }
             UserRequest::Revoke { number } => entry("gateway token revoke", number.to_string()),
-            UserRequest::List | UserRequest::Tokens => None,
+            UserRequest::List | UserRequest::Tokens | _ => None,
         },
         Request::Admin(AdminRequest::SendToPeers {
             gateway,
@@ -188,6 +188,7 @@ pub(in crate::engine) fn audit_entry(request: &Request) -> Option<(String, Strin
         | Request::Nodes(_)
         | Request::Act(_)
         | Request::History(_) => None,
+        _ => None,
     }
 }
 
@@ -213,35 +214,16 @@ pub(in crate::engine) fn audit_stream(
                 peers += 1;
                 unreached += u64::from(peer.error.is_some());
             }
-            let outcome = match &event {
-                Event::End if unreached > 0 => {
-                    Some(format!("{unreached} of {} not reached", pluralize(peers, "peer")))
-                }
-                Event::End if peers > 0 => Some(format!("done, {}", pluralize(peers, "peer"))),
-                Event::End => Some("done".to_owned()),
-                Event::Failed { message, .. } => Some(message.clone()),
-                Event::Targets { .. }
-                | Event::Progress { .. }
-                | Event::Stage { .. }
-                | Event::Acknowledged { .. }
-                | Event::Delivery(_)
-                | Event::Node(_)
-                | Event::Note { .. }
-                | Event::Issued { .. }
-                | Event::Membership(_)
-                | Event::Invitation(_)
-                | Event::Member(_)
-                | Event::Pending(_)
-                | Event::Command(_)
-                | Event::CommandDetails(_)
-                | Event::HistoryDelivery(_)
-                | Event::Audit(_)
-                | Event::User(_)
-                | Event::Token(_)
-                | Event::Observed { .. }
-                | Event::Telemetry { .. }
-                | Event::Peer(_)
-                | Event::Lagged { .. } => None,
+            let outcome = if let Event::Failed { message, .. } = &event {
+                Some(message.clone())
+            } else if event != Event::End {
+                None
+            } else if unreached > 0 {
+                Some(format!("{unreached} of {} not reached", pluralize(peers, "peer")))
+            } else if peers > 0 {
+                Some(format!("done, {}", pluralize(peers, "peer")))
+            } else {
+                Some("done".to_owned())
             };
             if let Some(outcome) = outcome {
                 write_audit_entry(&store, &who, &what, &detail, &outcome).await;

@@ -111,6 +111,7 @@ async fn execute(store: &Store, request: UserRequest) -> Result<Vec<Event>, User
             }
             Vec::new()
         }
+        _ => return Err(usage_error("this request is of a later version")),
     })
 }
 

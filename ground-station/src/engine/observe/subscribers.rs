@@ -377,47 +377,23 @@ async fn forward_tapped(
     tap.push(Event::failed(Failure::ShutDown, CALLER_GONE));
 }
 
-/// What followers are told of an event.
+/// What subscribers are told of an event.
 fn observed_event(event: &Event) -> Option<Event> {
-    match event {
-        Event::Targets { .. }
-        | Event::Progress { .. }
-        | Event::Stage { .. }
-        | Event::Acknowledged { .. }
-        | Event::Failed { .. }
-        | Event::End => Some(event.clone()),
-        Event::Delivery(delivery) => {
-            let reply = truncate_reply(&Reply {
-                state: delivery.state,
-                value: delivery.value.clone(),
-                output: delivery.output.clone(),
-                exit: delivery.exit,
-                error: delivery.error.clone(),
-            });
-            let node = NodeRef {
-                node: delivery.node.clone(),
-                id: delivery.id,
-            };
-            Some(Event::Delivery(Delivery::new(node, reply, delivery.ms)))
-        }
-        Event::Node(_)
-        | Event::Note { .. }
-        | Event::Issued { .. }
-        | Event::Membership(_)
-        | Event::Invitation(_)
-        | Event::Member(_)
-        | Event::Pending(_)
-        | Event::Command(_)
-        | Event::CommandDetails(_)
-        | Event::HistoryDelivery(_)
-        | Event::Audit(_)
-        | Event::User(_)
-        | Event::Token(_)
-        | Event::Peer(_)
-        | Event::Observed { .. }
-        | Event::Telemetry { .. }
-        | Event::Lagged { .. } => None,
-    }
+    let Event::Delivery(delivery) = event else {
+        return event.is_observable().then(|| event.clone());
+    };
+    let reply = truncate_reply(&Reply {
+        state: delivery.state,
+        value: delivery.value.clone(),
+        output: delivery.output.clone(),
+        exit: delivery.exit,
+        error: delivery.error.clone(),
+    });
+    Some(Event::Delivery(Delivery::new(
+        delivery.target(),
+        reply,
+        delivery.ms,
+    )))
 }
 
 /// Passes words on to one follower, and how many were pushed out, until it goes.

@@ -358,7 +358,7 @@ impl AccessPolicy {
                 return Err(match failure {
                     Failure::Usage => RequestError::Usage(message),
                     Failure::NoMatch => RequestError::NoMatch(message),
-                    Failure::Failed | Failure::ShutDown => RequestError::Failed(message),
+                    Failure::Failed | Failure::ShutDown | _ => RequestError::Failed(message),
                 });
             }
             on_event(event);

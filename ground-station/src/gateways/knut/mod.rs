@@ -28,13 +28,14 @@ use bytes::Bytes;
 use swarm_shared::net::clock;
 use swarm_shared::net::sync::Mutex;
 use swarm_shared::proto::foreign::knut::Message;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::broadcast;
 
 use super::access::{AccessPolicy, Client};
 use super::context::{GatewayContext, GatewayError};
 use super::listener::GatewayListener;
 use crate::config::gateways::KnutConfig;
-use swarm_shared::api::{Event, NodesRequest};
+use swarm_shared::api::NodesRequest;
+use swarm_shared::client::EventStream;
 use temperatures::TemperatureCache;
 
 /// The gateway's name in the configuration.
@@ -94,7 +95,7 @@ impl ServerState {
     }
 
     /// Updates the temperatures and pushes changes, until the fleet ends.
-    async fn follow_events(&self, mut events: mpsc::Receiver<Event>) {
+    async fn follow_events(&self, mut events: EventStream) {
         let mut ticks = tokio::time::interval(self.config.history_every);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {

@@ -11,6 +11,7 @@ use swarm_shared::proto::id::{NodeName, PeerId, PeerKind};
 use swarm_shared::proto::selector::Selector;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::mpsc;
 
 use super::*;
 use crate::config::gateways::{ConnectionLimits, GatewaysConfig};
@@ -19,7 +20,7 @@ use crate::gateways::Gateways;
 use crate::gateways::listener::ConnectionPermit;
 use crate::gateways::tests::{test_advertisement, test_context};
 use crate::store::Store;
-use swarm_shared::api::{ActRequest, NodeRef, NodeState, NodeView, NodesRequest, Request, Warning};
+use swarm_shared::api::{ActRequest, Event, NodeRef, NodeState, NodeView, NodesRequest, Request, Warning};
 use swarm_shared::client::{Fleet, RequestEnvelope};
 
 fn config(more: &str) -> KnutConfig {
