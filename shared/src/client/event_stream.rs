@@ -106,11 +106,11 @@ impl EventStream {
         if matches!(self.0, Source::Ended) {
             return Ok(None);
         }
-        match self.recv().await.ok_or(RequestError::CutOff)? {
-            Event::End => Ok(None),
-            Event::Failed { failure, message } => Err(RequestError::Failed { failure, message }),
-            event => Ok(Some(event)),
+        let event = self.recv().await.ok_or(RequestError::CutOff)?;
+        if let Event::Failed { failure, message } = event {
+            return Err(RequestError::Failed { failure, message });
         }
+        Ok((event != Event::End).then_some(event))
     }
 
     /// Whether [`EventStream::recv`] would wait, as far as that is known without reading.
