@@ -149,15 +149,18 @@ fn is_permanent(error: &StoreError) -> bool {
 pub(in crate::engine) fn audit_entry(request: &Request) -> Option<(String, String)> {
     let entry = |what: &str, detail: String| Some((what.to_owned(), detail));
     match request {
-        Request::Fleet(FleetRequest::Init) => entry("init", "a new fleet".to_owned()),
-        Request::Fleet(FleetRequest::Invite { role, uses, .. }) => {
-            let role = crate::engine::membership::authority::role_name(*role);
-            entry("invite", format!("as {role}, for {}", pluralize(uses, "use")))
-        }
-        // The code is a secret.
-        Request::Fleet(FleetRequest::Join { .. }) => entry("join", "another station's fleet".to_owned()),
-        Request::Fleet(FleetRequest::Accept { node }) => entry("accept", node.clone()),
-        Request::Fleet(FleetRequest::Revoke { node }) => entry("revoke", node.clone()),
+        Request::Fleet(request) => match request {
+            FleetRequest::Init => entry("init", "a new fleet".to_owned()),
+            FleetRequest::Invite { role, uses, .. } => {
+                let role = crate::engine::membership::authority::role_name(*role);
+                entry("invite", format!("as {role}, for {}", pluralize(uses, "use")))
+            }
+            // The code is a secret.
+            FleetRequest::Join { .. } => entry("join", "another station's fleet".to_owned()),
+            FleetRequest::Accept { node } => entry("accept", node.clone()),
+            FleetRequest::Revoke { node } => entry("revoke", node.clone()),
+            FleetRequest::Pending | FleetRequest::Members | _ => None,
+        },
         Request::Admin(AdminRequest::Users(request)) => match request {
             UserRequest::Add { name, .. } => entry("gateway user add", name.clone()),
             UserRequest::Remove { name } => entry("gateway user remove", name.clone()),
@@ -183,12 +186,7 @@ pub(in crate::engine) fn audit_entry(request: &Request) -> Option<(String, Strin
             let bytes = pluralize(bytes, "byte");
             entry(&format!("{gateway}.send"), format!("{bytes} to {peer}"))
         }
-        Request::Fleet(FleetRequest::Pending | FleetRequest::Members)
-        | Request::Admin(AdminRequest::Peers { .. })
-        | Request::Nodes(_)
-        | Request::Act(_)
-        | Request::History(_) => None,
-        _ => None,
+        Request::Admin(_) | Request::Nodes(_) | Request::Act(_) | Request::History(_) | _ => None,
     }
 }
 
