@@ -63,7 +63,7 @@ pub fn pluralize(number: impl std::fmt::Display, one: &str) -> String {
     format!("{number} {one}{end}")
 }
 
-/// What sorts `drone-2` before `drone-10`.
+/// A sort key that puts `drone-2` before `drone-10`.
 pub fn natural_key(name: &NodeName) -> (String, u64, String) {
     match split_number(name.as_str()) {
         Some((prefix, digits, _)) => (

@@ -55,16 +55,16 @@ Examples:
   ground-station ping 'drone-*,!drone-07'      all drones but one
   ground-station call tag:row=3 led color=#ff0000
   ground-station run all -- uptime             a program, on every node that allows it
-  ground-station send take1.csv all:shows/     the same file to everybody
+  ground-station send take1.csv all:shows/     the same file to every node
   ground-station send --per-node takes/ 'drone-*:shows/take1.csv'
   ground-station fetch all:logs/flight.log ./collected
   ground-station history                       what was sent, and how it ended
 
 SELECTOR is a comma-separated list: all, a name or glob (drone-*, drone-[01-12]),
-tag:KEY, tag:KEY=VALUE, id:PREFIX; !TERM takes away.
+tag:KEY, tag:KEY=VALUE, id:PREFIX; !TERM excludes.
 
 Exit status: 0 all done; 1 some failed, were refused, expired or are unknown;
-2 usage or configuration; 3 nobody matched; 4 some gave no answer.";
+2 usage or configuration; 3 no node matched; 4 some gave no answer.";
 
 /// Find and command a fleet of drones or Raspberry Pis from one machine, and send files to it.
 #[derive(Debug, Parser)]

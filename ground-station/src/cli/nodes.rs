@@ -111,7 +111,7 @@ async fn watch(fleet: &Fleet, selector: Selector, screen: &mut Screen) -> Result
     }
 }
 
-/// The table on the screen, and when each view in it came.
+/// The table on the screen, and when each of its views arrived.
 #[derive(Default)]
 struct LiveTable {
     nodes: NodeTable,

@@ -139,8 +139,8 @@ async fn run_and_report(
             }
             for number in issued {
                 screen.print_note(&format!(
-                    "it goes on as number {number}: see `ground-station history {number}`, or take back what is not sent \
-                     with `ground-station cancel {number}` (from drones of other programs only a stop does)"
+                    "it goes on as command {number}: see `ground-station history {number}`, or cancel what is not sent yet with \
+                     `ground-station cancel {number}` (drones of other programs need a stop)"
                 ));
             }
             Ok(EXIT_INTERRUPTED)

@@ -19,7 +19,7 @@ use crate::view::stop::StopProgress;
 use swarm_shared::api::{ActRequest, Delivery, Event, Failure, Request};
 use swarm_shared::client::Fleet;
 
-/// Emergency stop: sent at once, by every way, until all nodes have answered
+/// Emergency stop: by link and datagram at once, until all nodes have answered
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 A stopped node runs its own [emergency_stop] command, kills what runs, and refuses every
@@ -119,7 +119,7 @@ async fn follow(
         && progress.has_unanswered(!matches!(ended, RequestEnd::Complete))
     {
         let text = format!(
-            "{cause}: THE STOP IS NOT REPEATED ANY MORE; whoever has not answered may go on: type `ground-station stop` \
+            "{cause}: THE STOP IS NOT REPEATED ANY MORE; nodes that have not answered may go on: type `ground-station stop` \
              again, which needs no `serve`"
         );
         if matches!(ended, RequestEnd::Failed(..)) {

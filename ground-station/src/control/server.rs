@@ -98,14 +98,14 @@ impl ControlServer {
                 }
                 Err(error) => {
                     // Most likely out of file descriptors until other connections close.
-                    tracing::warn!(%error, "control socket");
+                    tracing::warn!(%error, "Control socket did not accept a connection");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
         }
         tasks.close();
         if tokio::time::timeout(SHUTDOWN_GRACE, tasks.wait()).await.is_err() {
-            tracing::warn!(left = tasks.len(), grace = ?SHUTDOWN_GRACE, "control requests outlived shutdown");
+            tracing::warn!(left = tasks.len(), grace = ?SHUTDOWN_GRACE, "Control requests outlived shutdown");
         }
     }
 }
@@ -166,7 +166,7 @@ async fn handle_connection(mut stream: UnixStream, fleet: Fleet) {
             event = events.recv() => {
                 let Some(event) = event else { return };
                 if let Err(error) = write_event(&mut to, &event, events.is_empty()).await {
-                    tracing::debug!(%error, "a control client went away");
+                    tracing::debug!(%error, "Control client disconnected");
                     return;
                 }
             }
@@ -182,7 +182,7 @@ async fn handle_connection(mut stream: UnixStream, fleet: Fleet) {
 
 async fn send_refusal(to: &mut (impl AsyncWriteExt + Unpin), text: String) {
     if let Err(error) = write_event(to, &Event::failed(Failure::Usage, text), true).await {
-        tracing::debug!(%error, "a control client went away");
+        tracing::debug!(%error, "Control client disconnected");
     }
 }
 

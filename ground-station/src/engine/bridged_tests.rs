@@ -217,7 +217,7 @@ async fn unmatched_selector_error_names_the_devices() {
     let drones = "known drones of other programs are d1, d2";
     let expected = (Failure::NoMatch, format!("no node matches \"x\"; {drones}"));
     assert_eq!(error("x").await, expected);
-    let expected = format!("nothing was done: \"!x\" takes nobody away; {drones}");
+    let expected = format!("nothing was done: the exclusion \"!x\" matches no node; {drones}");
     assert_eq!(error("all,!x").await, (Failure::Usage, expected));
     engine.shut_down().await;
 }

@@ -2,10 +2,10 @@
 
 use super::format_age;
 
-/// What happened less than this long ago is told by how long ago, in milliseconds.
+/// Events within this time are shown by their age; in milliseconds.
 const RECENT_MS: u64 = 24 * 3_600_000;
 
-/// `3 min ago`, or `2026-11-20 14:03Z` if that was long ago, or is still to come.
+/// `3 min ago`, or `2026-11-20 14:03Z` for times more than a day ago or in the future.
 pub fn age_or_date(at_ms: u64, now_ms: u64) -> String {
     match now_ms.checked_sub(at_ms) {
         Some(passed) if passed < RECENT_MS => format_age(Some(passed)),
@@ -32,7 +32,7 @@ fn date_and_time(at_ms: u64) -> (String, String, u64) {
 }
 
 /// Year, month and day of the month, of a day counted from 1970-01-01 in the Gregorian calendar. Years are counted from
-/// March, so that the day that is sometimes there is the last one.
+/// March, so that the leap day is the last day.
 fn civil_from_days(day: u64) -> (u64, u64, u64) {
     const DAYS_OF_400_YEARS: u64 = 146_097;
     // From 0000-03-01.

@@ -249,8 +249,8 @@ pub(super) fn result_lines(
     let exit = exit
         .filter(|status| *status != 0)
         .map(|status| format!("exit status {status}"));
-    // The error of a failed program has its exit status already.
-    let exit = exit.filter(|exit| error.is_none_or(|error| !error.contains(exit.as_str())));
+    // The error of a failed program names its exit status.
+    let exit = exit.filter(|_| error.is_none());
     let texts = [
         output.map(sanitize),
         value.and_then(format_value),

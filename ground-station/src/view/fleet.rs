@@ -40,7 +40,7 @@ pub fn invitation(view: &InvitationView, style: Style) -> String {
         Role::Observer | Role::Operator | Role::Admin => ("ground-station fleet join", String::new()),
     };
     format!(
-        "{}\ngood {uses}, for {valid}, as {}; on the other machine:\n  {join} {}\n{config}keep `ground-station serve` running here until it has joined\n",
+        "{}\nvalid {uses}, for {valid}, as {}; on the other machine:\n  {join} {}\n{config}keep `ground-station serve` running here until it has joined\n",
         style.paint(&view.code, Paint::Strong),
         role_text(view.role),
         view.code,
@@ -81,7 +81,7 @@ pub fn members_table(views: &[MemberView], style: Style) -> Vec<String> {
 /// The table of pending devices, and how to accept one.
 pub fn pending_table(views: &[PendingView], style: Style) -> Vec<String> {
     if views.is_empty() {
-        let text = "nobody waits; a node asks to be taken in if its configuration says adoptable = true";
+        let text = "no device waits; a node asks to be accepted if its configuration has adoptable = true";
         return vec![text.to_owned()];
     }
     let rows: Vec<Vec<Cell>> = views

@@ -68,9 +68,9 @@ impl StopProgress {
         let (targets, last_ms, unknown) = (self.targets, self.last_ms, self.unconfirmed);
         Some(match targets - unknown {
             answered if unknown == 0 => format!("all {answered} answered, the last after {last_ms:.1} ms"),
-            0 => format!("none of {targets} answered: it is unknown of all whether they heard"),
+            0 => format!("none of {targets} answered: it is unknown whether they received it"),
             answered => format!(
-                "{answered} of {targets} answered, the last after {last_ms:.1} ms; it is unknown of {unknown} whether they heard"
+                "{answered} of {targets} answered, the last after {last_ms:.1} ms; it is unknown whether the other {unknown} received it"
             ),
         })
     }
@@ -187,11 +187,11 @@ mod tests {
         };
         assert_eq!(
             told(&[1, 2], &[heard(), unknown(2)]).completion_line().as_deref(),
-            Some("1 of 2 answered, the last after 3.0 ms; it is unknown of 1 whether they heard")
+            Some("1 of 2 answered, the last after 3.0 ms; it is unknown whether the other 1 received it")
         );
         assert_eq!(
             told(&[2], &[unknown(2)]).completion_line().as_deref(),
-            Some("none of 1 answered: it is unknown of all whether they heard")
+            Some("none of 1 answered: it is unknown whether they received it")
         );
         let line = told(&[1, 2], &[unknown(2)]).unanswered_line(Duration::from_secs(1));
         assert!(line.is_some_and(|line| line.starts_with("0 of 2 answered; NO ANSWER from d1;")));

@@ -239,7 +239,7 @@ fn membership_views_are_rendered() {
     };
     assert_snapshot!(fleet::invitation(&invitation, style), @r#"
     swarm-abc
-    good once, for 15 min 0 s, as node; on the other machine:
+    valid once, for 15 min 0 s, as node; on the other machine:
       swarm-node join swarm-abc
     or put join = "swarm-abc" into its configuration
     keep `ground-station serve` running here until it has joined
@@ -251,7 +251,7 @@ fn membership_views_are_rendered() {
     };
     assert_snapshot!(fleet::invitation(&station, style), @"
     swarm-abc
-    good 3 times, for 15 min 0 s, as operator; on the other machine:
+    valid 3 times, for 15 min 0 s, as operator; on the other machine:
       ground-station fleet join swarm-abc
     keep `ground-station serve` running here until it has joined
     ");
@@ -282,7 +282,7 @@ fn membership_views_are_rendered() {
 
     compare the id with the one in the node's log, then: ground-station fleet accept NODE
     ");
-    assert_snapshot!(fleet::pending_table(&[], style).join("\n"), @"nobody waits; a node asks to be taken in if its configuration says adoptable = true");
+    assert_snapshot!(fleet::pending_table(&[], style).join("\n"), @"no device waits; a node asks to be accepted if its configuration has adoptable = true");
 }
 
 #[test]

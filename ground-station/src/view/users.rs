@@ -8,7 +8,7 @@ use swarm_shared::api::{TokenView, UserView};
 pub fn user_change_lines(views: &[UserView]) -> String {
     let line = |view: &UserView| match view.now.as_deref() {
         Some("changed") => format!(
-            "{} has another password; tokens and logins of before are good no more\n",
+            "{} has a new password; earlier tokens and logins are no longer valid\n",
             view.user
         ),
         Some(now) => format!("{} was {now}\n", view.user),
@@ -44,7 +44,7 @@ pub fn new_token_lines(views: &[TokenView]) -> String {
 /// A note for people about a new token.
 pub fn new_token_note(view: &TokenView) -> String {
     format!(
-        "token {} of {}, good until {}; it is not shown again",
+        "token {} of {}, valid until {}; it is not shown again",
         view.number,
         view.user,
         datetime::utc_datetime(view.expires_ms),
@@ -69,6 +69,6 @@ pub fn tokens_table(views: &[TokenView], style: Style) -> String {
             ]
         })
         .collect();
-    let heading = ["ID", "USER", "KIND", "LABEL", "MADE", "GOOD UNTIL"];
+    let heading = ["ID", "USER", "KIND", "LABEL", "MADE", "VALID UNTIL"];
     table::render(&heading, &rows, style).join("\n")
 }

@@ -219,7 +219,7 @@ fn interrupted_verb_prints_partial_results() {
 
     1 done, 1 not answered yet: drone-02 in TIME
     ");
-    assert_snapshot!(ran.stderr, @"it goes on as number 12: see `ground-station history 12`, or take back what is not sent with `ground-station cancel 12` (from drones of other programs only a stop does)");
+    assert_snapshot!(ran.stderr, @"it goes on as command 12: see `ground-station history 12`, or cancel what is not sent yet with `ground-station cancel 12` (drones of other programs need a stop)");
 }
 
 #[test]

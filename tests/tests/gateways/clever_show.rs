@@ -111,7 +111,7 @@ fn announced_drone_joins_and_answers_commands() {
     );
     let slip = show.station.run(&["ping", "all,!clever-7"]).expect_status(2);
     assert!(slip.json().is_empty());
-    slip.expect_stderr("takes nobody away");
+    slip.expect_stderr("matches no node");
     let only = show.station.run(&["ping", "clever-1,!clever-1"]).expect_status(3);
     assert!(only.json().is_empty());
 

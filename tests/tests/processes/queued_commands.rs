@@ -209,7 +209,7 @@ fn rolling_run_stops_at_the_first_failed_batch() {
         .station
         .run(&["call", "all,!n09", "slow", "--dry-run"])
         .expect_status(2);
-    slip.expect_stderr("takes nobody away; known are n1, n2, n3");
+    slip.expect_stderr("matches no node; known are n1, n2, n3");
     let ran = fleet
         .station
         .run(&["call", "all", "slow", "--dry-run"])

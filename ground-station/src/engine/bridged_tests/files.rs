@@ -109,7 +109,7 @@ async fn devices_get_a_file_as_requested_or_not_at_all() {
         gone_out(other_reply);
         assert_eq!(end(&mut told).await.0, Outcome::Done);
         let (state, why) = end(&mut told).await;
-        let changed = format!("{b:?} changed since it was asked for; send it again");
+        let changed = format!("{b:?} changed since the request; send it again");
         assert_eq!((state, why), (Outcome::Failed, changed), "{change}");
         assert!(second.commands.try_recv().is_err());
     }
@@ -182,7 +182,7 @@ async fn waits_for_memory_have_an_end() {
     };
     drop(told);
     let why = history::why_not_sent(&store, number).await;
-    assert_eq!(why, "not sent: whoever asked for it went away");
+    assert_eq!(why, "not sent: the client disconnected");
     // A stop overtakes it.
     let mut told = fleet.perform(send("d2", &[(&b, 1)], 60_000)).await;
     while !matches!(told.recv().await.expect("told"), Event::Issued { .. }) {}

@@ -148,7 +148,7 @@ async fn batches_of_a_gone_caller_are_refused() {
         let command = first.commands.recv().await.expect("sent");
         drop(told);
         let why = why_not_sent(&store, number).await;
-        assert_eq!(why, "not sent: whoever asked for it went away");
+        assert_eq!(why, "not sent: the client disconnected");
         drop(command);
     }
     assert!(second.commands.try_recv().is_err());
@@ -192,11 +192,11 @@ async fn batches_of_a_gone_caller_are_not_sent_while_subscribed() {
         heard.last(),
         Some(&Event::failed(
             Failure::ShutDown,
-            "cut off: whoever asked went away"
+            "cut off: the client disconnected"
         ))
     );
     let why = why_not_sent(&store, number).await;
-    assert_eq!(why, "not sent: whoever asked for it went away");
+    assert_eq!(why, "not sent: the client disconnected");
     assert!(second.commands.try_recv().is_err());
     engine.shut_down().await;
 }

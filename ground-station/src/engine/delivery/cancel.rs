@@ -20,7 +20,7 @@ use crate::engine::EngineError;
 use crate::engine::delivery::history_writer;
 use crate::engine::delivery::task::{Cancelled, DeliveryHandle};
 use crate::engine::observe::offline_history;
-use crate::engine::respond::send_events;
+use crate::engine::reporter::with_last;
 use crate::store::lock::StateLock;
 use crate::store::{Store, StoreError, history};
 use swarm_shared::api::{
@@ -68,17 +68,11 @@ async fn cancel_and_report(
         let (command, id) = find_command(state_dir, request.number).await?;
         cancel_unsent(deliveries, store, state_dir, &request, (&command, id)).await
     };
-    match done.await {
-        Ok(mut all) => {
-            all.push(Event::End);
-            all
-        }
-        Err(failed) => vec![failed],
-    }
+    with_last(done.await)
 }
 
 /// The command and its identity; or why there is nothing to take back.
-async fn find_command(state_dir: &Path, number: u64) -> Result<(CommandView, CommandId), Event> {
+async fn find_command(state_dir: &Path, number: u64) -> Result<(CommandView, CommandId), (Failure, String)> {
     let found = history::run_query(state_dir, move |connection| {
         let Some(command) = history::command(connection, number)? else {
             return Ok(Err(history::number_range(connection)?));
@@ -86,7 +80,7 @@ async fn find_command(state_dir: &Path, number: u64) -> Result<(CommandView, Com
         Ok(Ok((command, history::command_id(connection, number)?)))
     });
     let (command, id) = match found.await {
-        Err(error) => return Err(offline_history::store_failure(&error)),
+        Err(error) => return Err(offline_history::store_failure(error)),
         Ok(None) => return Err(offline_history::no_such_command(number, None)),
         Ok(Some(Err(range))) => return Err(offline_history::no_such_command(number, range)),
         Ok(Some(Ok(found))) => found,
@@ -107,7 +101,7 @@ async fn find_command(state_dir: &Path, number: u64) -> Result<(CommandView, Com
         (Some(instead), _) => {
             let kind = command.kind;
             let text = format!("command {number} was a {kind}, which does not wait to be sent: {instead}");
-            Err(Event::failed(Failure::Usage, text))
+            Err((Failure::Usage, text))
         }
         // An earlier version sent it to bridged devices alone.
         (None, None) => {
@@ -115,7 +109,7 @@ async fn find_command(state_dir: &Path, number: u64) -> Result<(CommandView, Com
                 "command {number} went to drones of other programs, from which nothing is taken back: a stop \
                  (`ground-station stop SELECTOR`) withdraws what waits for them"
             );
-            Err(Event::failed(Failure::Usage, text))
+            Err((Failure::Usage, text))
         }
     }
 }
@@ -126,7 +120,7 @@ async fn cancel_unsent(
     state_dir: &Path,
     request: &CancelRequest,
     (command, id): (&CommandView, CommandId),
-) -> Result<Vec<Event>, Event> {
+) -> Result<Vec<Event>, (Failure, String)> {
     let CancelRequest {
         number,
         timeout,
@@ -134,10 +128,8 @@ async fn cancel_unsent(
     } = request;
     let reason = format!("cancelled by {user} before it was sent");
     let Some(taken) = deliveries.cancel(id, reason).await else {
-        return Err(Event::failed(
-            Failure::ShutDown,
-            "the station is shutting down; ask again",
-        ));
+        let text = "the station is shutting down; ask again".to_owned();
+        return Err((Failure::ShutDown, text));
     };
     let Cancelled {
         cancelled,
@@ -163,7 +155,7 @@ async fn cancel_unsent(
     history_writer::write_audit_entry(store, user, "cancel", &detail, &outcome).await;
     let now = read_command(state_dir, *number)
         .await
-        .map_err(|error| offline_history::store_failure(&error))?;
+        .map_err(offline_history::store_failure)?;
     let (command, mut deliveries) = now.ok_or_else(|| offline_history::no_such_command(*number, None))?;
     let cancelled_ids = BTreeSet::from_iter(cancelled);
     for delivery in &mut deliveries {
@@ -243,9 +235,9 @@ async fn cancel_offline(
     request: CancelRequest,
     events: &mpsc::Sender<Event>,
 ) -> Result<(), EngineError> {
-    if let Err(failed) = find_command(state_dir, request.number).await {
+    if let Err((failure, message)) = find_command(state_dir, request.number).await {
         // Before anything is made in an empty directory.
-        let _caller_gone = events.send(failed).await;
+        let _caller_gone = events.send(Event::failed(failure, message)).await;
         return Ok(());
     }
     let dir: PathBuf = state_dir.to_owned();
@@ -270,6 +262,15 @@ async fn cancel_offline(
     }
     send_events(events, all).await;
     Ok(())
+}
+
+/// Sends events until the caller is gone.
+async fn send_events(events: &mpsc::Sender<Event>, all: Vec<Event>) {
+    for event in all {
+        if events.send(event).await.is_err() {
+            return;
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! One action that acts, on many nodes: through the book of deliveries, all at once or a few nodes at a time.
+//! A command on many nodes, by deliveries of the tracker: all at once or in batches.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -16,48 +16,44 @@ use crate::engine::delivery::query::{self, Command, elapsed_ms};
 use crate::engine::delivery::task::{DeliveryCommand, DeliveryHandle, DeliveryUpdate, NewCommand};
 use crate::engine::observe::action_catalogs;
 use crate::engine::registry::Target;
+use crate::engine::reporter::{CallerGone, Reporter};
 use crate::engine::stop::unconfirmed;
 use crate::store::HistoryNumber;
 use crate::store::deliveries::Origin;
-use swarm_shared::api::{Delivery, Event};
+use swarm_shared::api::Event;
 
-/// What is to be done, and on whose word.
+/// A command, and its origin.
 pub(in crate::engine) struct DurableCommand {
     pub(in crate::engine) command: Command,
     pub(in crate::engine) selector: String,
     pub(in crate::engine) origin: Origin,
-    /// When it was asked for.
-    pub(in crate::engine) requested_at: Instant,
 }
 
-/// Why nobody waits for a run any more.
-struct CallerGone;
-
-/// Issues the command and reports how each delivery ended, until all have or the time is up. What has not ended by then
-/// goes on without us, and the history tells how it ended.
+/// Issues the command and reports how each delivery ended, until all have ended or the time-out has passed. Deliveries that
+/// are open then go on, and the history shows how they end.
 pub(in crate::engine) async fn run(
     shared: SharedContext,
     targets: Vec<Target>,
     durable: DurableCommand,
-    events: mpsc::Sender<Event>,
+    reporter: Reporter,
 ) {
+    let started = reporter.started();
     let DurableCommand {
         command,
         selector,
         origin,
-        requested_at: started,
     } = durable;
     let arguments = match serde_json::to_string(&command.arguments) {
         Ok(arguments) if arguments.len() <= CONTENT_BYTES_MAX => arguments,
         Ok(arguments) => {
             let (bytes, max) = (arguments.len() as u64, CONTENT_BYTES_MAX);
-            return query::send_encode_failure(&events, &WireError::ContentTooLong { bytes, max }).await;
+            return query::send_encode_failure(&reporter, &WireError::ContentTooLong { bytes, max }).await;
         }
         Err(error) => {
-            return query::send_encode_failure(&events, &WireError::BadHeader(error.to_string())).await;
+            return query::send_encode_failure(&reporter, &WireError::BadHeader(error.to_string())).await;
         }
     };
-    // The gateways of bridged devices know themselves which actions are of flight.
+    // The gateways of bridged devices know which actions are flight actions.
     let nodes = || {
         let nodes = targets.iter();
         nodes.filter_map(|target| Some((target.node.id, target.own_node()?)))
@@ -65,7 +61,7 @@ pub(in crate::engine) async fn run(
     let catalog_wait = command.ttl.min(command.timeout) / 2;
     tokio::select! {
         biased;
-        () = events.closed() => return,
+        () = reporter.caller().closed() => return,
         () = action_catalogs::wait_for_catalogs(nodes().map(|(_, node)| &node.action_catalog), &command.action, shared.started, started + catalog_wait) => {}
     }
     let flight = nodes().filter(|(_, node)| node.action_catalog.borrow().is_flight_action(&command.action));
@@ -83,7 +79,7 @@ pub(in crate::engine) async fn run(
     };
     if command.ttl_given && ttl < command.ttl {
         let text = format!("flight action: time to live is {} s", flight_max.as_secs());
-        if events.send(Event::note(text)).await.is_err() {
+        if reporter.send(Event::note(text)).await.is_err() {
             return;
         }
     }
@@ -116,16 +112,15 @@ pub(in crate::engine) async fn run(
     let targets_event = Event::Targets {
         targets: targets.iter().map(|target| target.node.clone()).collect(),
     };
-    if events.send(targets_event).await.is_err() {
+    if reporter.send(targets_event).await.is_err() {
         return;
     }
     let updates = shared.deliveries.issue(new).await;
     let mut run = Run {
         command: &command,
         deliveries: &shared.deliveries,
-        started,
         updates,
-        events: &events,
+        reporter: &reporter,
         open: targets
             .iter()
             .map(|target| (target.node.id, target.clone()))
@@ -137,16 +132,16 @@ pub(in crate::engine) async fn run(
     if run.run_batches(&targets, size, ttl).await.is_ok() {
         return;
     }
-    // Nobody sees to later batches any more.
+    // Later batches are not released any more.
     while run.issued.is_none()
-        && let Some(told) = run.updates.recv().await
+        && let Some(update) = run.updates.recv().await
     {
-        if let DeliveryUpdate::Issued { id, number } = told {
+        if let DeliveryUpdate::Issued { id, number } = update {
             run.issued = Some((id, number));
         }
     }
     if let Some((id, _)) = run.issued {
-        let reason = "not sent: whoever asked for it went away".to_owned();
+        let reason = "not sent: the client disconnected".to_owned();
         shared
             .deliveries
             .send(DeliveryCommand::Withhold { id, reason })
@@ -166,7 +161,7 @@ fn refusal_reason(shared: &SharedContext, target: &Target, action: &str) -> Opti
     (!runs).then(|| unconfirmed::reason(number))
 }
 
-/// The delivery goes on; only its caller waits no longer.
+/// The outcome for the caller of a delivery that goes on after the time-out.
 fn no_answer(target: &Target, waited: Duration, ttl: Duration) -> Reply {
     let ttl = ttl.as_secs_f64();
     let Some(node) = target.own_node() else {
@@ -188,11 +183,12 @@ fn no_answer(target: &Target, waited: Duration, ttl: Duration) -> Reply {
     Reply::ended(Outcome::NoAnswer, error)
 }
 
-/// It has not even been sent; it still may be.
+/// The outcome for the caller of a delivery that is not stored yet, and so not sent yet.
 fn not_stored(waited: Duration) -> Reply {
     let error = match waited.as_secs_f64() {
-        0.0 => "not waited for, and not even stored yet: see `ground-station history` before you repeat it"
-            .to_owned(),
+        0.0 => {
+            "not waited for, and not stored yet: see `ground-station history` before you repeat it".to_owned()
+        }
         waited => format!(
             "not sent yet: the station could not store it within {waited} s; look whether its disk is full, and at \
              `ground-station history` before you repeat it"
@@ -204,15 +200,14 @@ fn not_stored(waited: Duration) -> Reply {
 struct Run<'a> {
     command: &'a Command,
     deliveries: &'a DeliveryHandle,
-    started: Instant,
     updates: mpsc::Receiver<DeliveryUpdate>,
-    events: &'a mpsc::Sender<Event>,
-    /// Targets whose end has not been told.
+    reporter: &'a Reporter,
+    /// Targets whose outcome has not been reported.
     open: BTreeMap<PeerId, Target>,
-    /// Its number in the history, for others.
+    /// Its number in the history, shared with the subscribers.
     history_number: HistoryNumber,
     issued: Option<(CommandId, u64)>,
-    /// Whether all that ended so far is done.
+    /// Whether every outcome so far is `done`.
     all_done: bool,
 }
 
@@ -239,18 +234,22 @@ impl Run<'_> {
                     .await;
             }
             let batch: BTreeSet<PeerId> = batch.into_iter().collect();
-            let asked = if place > 0 { clock::now() } else { self.started };
+            let asked = if place > 0 {
+                clock::now()
+            } else {
+                self.reporter.started()
+            };
             let give_up = asked + self.command.timeout;
             if !self.forward_updates(&batch, give_up).await? {
                 return Ok(());
             }
             if self.issued.is_none() {
-                // Nor does anybody release the later batches, once it is stored.
+                // The later batches are not released either, once it is stored.
                 for (_, target) in std::mem::take(&mut self.open) {
                     self.send_delivery(target, not_stored(self.command.timeout))
                         .await?;
                 }
-                self.send(Event::End).await?;
+                self.reporter.send(Event::End).await?;
                 return Err(CallerGone);
             }
             for id in &batch {
@@ -280,13 +279,13 @@ impl Run<'_> {
         }
         if let (false, Some((_, number))) = (self.all_done, self.issued) {
             let text = format!("see `ground-station history {number}`");
-            self.send(Event::note(text)).await?;
+            self.reporter.send(Event::note(text)).await?;
         }
-        self.send(Event::End).await
+        self.reporter.send(Event::End).await
     }
 
-    /// Passes on what is told until all of `batch` have ended, or the time is up. False if the command was not issued:
-    /// that has been said, and it was the last.
+    /// Reports updates until all of `batch` have ended, or until `until`. False if the command was not issued: then the last
+    /// event has been sent.
     async fn forward_updates(
         &mut self,
         batch: &BTreeSet<PeerId>,
@@ -294,38 +293,38 @@ impl Run<'_> {
     ) -> Result<bool, CallerGone> {
         let waits_only = batch.is_empty();
         while waits_only || batch.iter().any(|id| self.open.contains_key(id)) {
-            let told = tokio::select! {
+            let update = tokio::select! {
                 biased;
-                () = self.events.closed() => return Err(CallerGone),
-                told = clock::timeout_at(until, self.updates.recv()) => told,
+                () = self.reporter.caller().closed() => return Err(CallerGone),
+                update = clock::timeout_at(until, self.updates.recv()) => update,
             };
-            let told = match told {
-                Ok(Some(told)) => told,
+            let update = match update {
+                Ok(Some(update)) => update,
                 Ok(None) if waits_only => {
                     clock::sleep_until(until).await;
                     break;
                 }
                 Ok(None) | Err(_) => break,
             };
-            match told {
+            match update {
                 DeliveryUpdate::Issued { id, number } => {
                     let number = self.history_number.get_or_set(number);
                     self.issued = Some((id, number));
-                    self.send(Event::Issued { number }).await?;
+                    self.reporter.send(Event::Issued { number }).await?;
                 }
                 DeliveryUpdate::NotIssued(why) => {
                     for (_, target) in std::mem::take(&mut self.open) {
                         let reply = Reply::refused(format!("nothing was sent: {why}"));
                         self.send_delivery(target, reply).await?;
                     }
-                    self.send(Event::End).await?;
+                    self.reporter.send(Event::End).await?;
                     return Ok(false);
                 }
                 DeliveryUpdate::Stage { to, stage } => {
                     if let Some(target) = self.open.get(&to) {
                         let node = target.node.clone();
-                        let ms = elapsed_ms(self.started);
-                        self.send(Event::Stage { node, stage, ms }).await?;
+                        let ms = elapsed_ms(self.reporter.started());
+                        self.reporter.send(Event::Stage { node, stage, ms }).await?;
                     }
                 }
                 DeliveryUpdate::Ended { to, reply } => {
@@ -340,13 +339,9 @@ impl Run<'_> {
 
     async fn send_delivery(&mut self, target: Target, reply: Reply) -> Result<(), CallerGone> {
         self.all_done &= reply.state == Outcome::Done;
-        let ms = elapsed_ms(self.started);
-        self.send(Event::Delivery(Delivery::new(target.node, reply, ms)))
+        self.reporter
+            .send(self.reporter.delivery(target.node, reply))
             .await
-    }
-
-    async fn send(&self, event: Event) -> Result<(), CallerGone> {
-        self.events.send(event).await.map_err(|_gone| CallerGone)
     }
 }
 

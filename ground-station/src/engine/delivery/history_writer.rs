@@ -1,6 +1,6 @@
-//! Notes in the store what passes by on its way to whoever asked: transfers of files, stops and releases with each of
-//! their ends, and who did what to the fleet. A store that fails is told in the log; it never holds up what is asked.
-//! An end that the disk refuses is kept in memory, and stored as soon as the disk takes it.
+//! Puts into the history what is no command of the tracker: files, stops and releases, with the outcome of each delivery; and
+//! administration into the audit. A failing store is logged and delays no request. An outcome that the disk refuses is kept
+//! in memory and tried again each second.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -20,13 +20,13 @@ use crate::text::pluralize;
 use swarm_shared::api::{AdminRequest, Event, FleetRequest, Request, UserRequest};
 use swarm_shared::client::EVENTS_MAX;
 
-/// How often it is looked whether something is too old to keep.
+/// Interval of looking for entries that are too old.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
-/// Between two slices, so that waiting writes come first.
+/// Pause between two deletions, so that waiting writes come first.
 const PRUNE_SLICE_PAUSE: Duration = Duration::from_millis(20);
-/// How long until an end that the disk refused is tried again.
+/// Pause before an outcome that the disk refused is stored again.
 const STORE_RETRY_INTERVAL: Duration = Duration::from_secs(1);
-/// How often it is looked meanwhile whether the station stops.
+/// Interval of looking for a shutdown in that pause.
 const SHUTDOWN_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// An entry of the history that is not a command of the tracker: takes the ends of its deliveries. With the last clone the
@@ -58,7 +58,7 @@ impl HistoryEntry {
 
     /// Adds the end of a delivery, and waits for nothing.
     pub(in crate::engine) fn add_end(&self, end: DeliveryEnd) {
-        // The receiver goes only when the station stops.
+        // The receiver ends with the station only.
         self.0.try_send((end, oneshot::channel().0)).ok();
     }
 
@@ -115,14 +115,14 @@ async fn store_ends(tasks: &TaskTracker, store: &Store, number: u64, ends: Vec<D
         return;
     };
     if is_permanent(&error) {
-        tracing::error!(%error, number, "ends are not in the history");
+        tracing::error!(%error, number, "Outcomes are not in the history");
         return;
     }
-    tracing::error!(%error, number, "ends are not in the history yet: tried again each second");
+    tracing::error!(%error, number, "Outcomes are not in the history yet; they are stored again each second");
     tasks.spawn(retry_until_stored(tasks.clone(), store.clone(), number, ends));
 }
 
-/// Until they are stored, or the station stops: then once more.
+/// Tries until they are stored; at shutdown once more.
 async fn retry_until_stored(tasks: TaskTracker, store: Store, number: u64, ends: Vec<DeliveryEnd>) {
     loop {
         let again = clock::now() + STORE_RETRY_INTERVAL;
@@ -131,16 +131,16 @@ async fn retry_until_stored(tasks: TaskTracker, store: Store, number: u64, ends:
         }
         let is_over = tasks.is_closed();
         match store.record_delivery_ends(number, ends.clone()).await {
-            Ok(()) => return tracing::info!(number, "ends are in the history now"),
+            Ok(()) => return tracing::info!(number, "Outcomes are in the history now"),
             Err(error) if is_over || is_permanent(&error) => {
-                return tracing::error!(%error, number, "ends are not in the history");
+                return tracing::error!(%error, number, "Outcomes are not in the history");
             }
-            Err(error) => tracing::debug!(%error, number, "ends are still not in the history"),
+            Err(error) => tracing::debug!(%error, number, "Outcomes are still not in the history"),
         }
     }
 }
 
-/// Whether no later try can end otherwise, such as for a command that the history has forgotten.
+/// Whether a later try cannot succeed, such as for a command that the history has dropped.
 fn is_permanent(error: &StoreError) -> bool {
     matches!(error, StoreError::BadRow { .. } | StoreError::Closed)
 }
@@ -190,54 +190,7 @@ pub(in crate::engine) fn audit_entry(request: &Request) -> Option<(String, Strin
     }
 }
 
-/// Where the events of an audited request go instead, to be passed on; its end is noted before it is told.
-pub(in crate::engine) fn audit_stream(
-    tasks: &TaskTracker,
-    store: Store,
-    who: String,
-    (what, detail): (String, String),
-    events: mpsc::Sender<Event>,
-) -> mpsc::Sender<Event> {
-    let (to, mut from) = mpsc::channel(EVENTS_MAX);
-    tasks.spawn(async move {
-        let (mut peers, mut unreached) = (0, 0);
-        loop {
-            let event = tokio::select! {
-                biased;
-                () = events.closed() => break,
-                event = from.recv() => event,
-            };
-            let Some(event) = event else { break };
-            if let Event::Peer(peer) = &event {
-                peers += 1;
-                unreached += u64::from(peer.error.is_some());
-            }
-            let outcome = if let Event::Failed { message, .. } = &event {
-                Some(message.clone())
-            } else if event != Event::End {
-                None
-            } else if unreached > 0 {
-                Some(format!("{unreached} of {} not reached", pluralize(peers, "peer")))
-            } else if peers > 0 {
-                Some(format!("done, {}", pluralize(peers, "peer")))
-            } else {
-                Some("done".to_owned())
-            };
-            if let Some(outcome) = outcome {
-                write_audit_entry(&store, &who, &what, &detail, &outcome).await;
-                let _caller_gone = events.send(event).await;
-                return;
-            }
-            if events.send(event).await.is_err() {
-                break;
-            }
-        }
-        write_audit_entry(&store, &who, &what, &detail, "cut off: whoever asked went away").await;
-    });
-    to
-}
-
-/// Notes who did what.
+/// Writes an entry of the audit.
 pub(in crate::engine) async fn write_audit_entry(
     store: &Store,
     who: &str,
@@ -253,11 +206,11 @@ pub(in crate::engine) async fn write_audit_entry(
         outcome: outcome.to_owned(),
     };
     if let Err(error) = store.audit(entry).await {
-        tracing::error!(%error, who, what, "not in the audit");
+        tracing::error!(%error, who, what, "Action is not in the audit");
     }
 }
 
-/// Keeps the history within its bounds until `stop`.
+/// Deletes entries of the history that exceed its bounds, until shutdown.
 pub(in crate::engine) async fn prune(store: Store, keep: RetentionPolicy, shutdown: CancellationToken) {
     let mut pause = Duration::ZERO;
     while shutdown
@@ -269,7 +222,7 @@ pub(in crate::engine) async fn prune(store: Store, keep: RetentionPolicy, shutdo
             Ok(true) => PRUNE_SLICE_PAUSE,
             Ok(false) => PRUNE_INTERVAL,
             Err(error) => {
-                tracing::warn!(%error, "what is too old is not removed");
+                tracing::warn!(%error, "Old entries of the history are not deleted");
                 PRUNE_INTERVAL
             }
         };

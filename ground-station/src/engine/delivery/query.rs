@@ -1,4 +1,4 @@
-//! One action on many nodes: encoded once, sent to all, each target ending in one outcome.
+//! A read on many nodes: encoded once, sent to all linked ones, not stored; one outcome for each target.
 
 use std::collections::BTreeMap;
 use std::pin::pin;
@@ -18,8 +18,9 @@ use tokio::sync::mpsc;
 
 use crate::engine::SharedContext;
 use crate::engine::registry::{SelfCheckResult, Target};
+use crate::engine::reporter::Reporter;
 use crate::engine::transport::Query;
-use swarm_shared::api::{Batch, Check, Delivery, Event, Failure, NodeRef, round_to_microsecond};
+use swarm_shared::api::{Batch, Check, Event, Failure, round_to_microsecond};
 
 /// How long a session remembers a request beyond all that its caller waits for.
 const REQUEST_RETENTION: Duration = Duration::from_secs(600);
@@ -30,15 +31,15 @@ const GATEWAY_GRACE: Duration = Duration::from_millis(500);
 /// How long a self-check may take.
 const SELF_CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What is to be done.
+/// An action with its arguments and times.
 #[derive(Debug)]
 pub(in crate::engine) struct Command {
     pub(in crate::engine) action: String,
     pub(in crate::engine) arguments: Arguments,
     pub(in crate::engine) lane: Lane,
-    /// How long it may still start.
+    /// How long it may wait to start.
     pub(in crate::engine) ttl: Duration,
-    /// Whether somebody said so.
+    /// Whether the user chose the time to live.
     pub(in crate::engine) ttl_given: bool,
     /// How long to wait for outcomes.
     pub(in crate::engine) timeout: Duration,
@@ -61,33 +62,32 @@ pub(in crate::engine) fn command_frame(
     frame
 }
 
-/// Sends a command to its targets and reports how each ended, until all have or the time is up.
+/// Sends the command to its targets and reports the outcome of each, until all have ended or the time-out has passed.
 pub(in crate::engine) async fn run(
     shared: SharedContext,
     targets: Vec<Target>,
     command: Command,
-    requested_at: Instant,
-    events: mpsc::Sender<Event>,
+    reporter: Reporter,
 ) {
-    let started = clock::now();
+    let started = reporter.started();
     let frame = command_frame(&shared, &command.action, &command.arguments, command.lane);
     let (id, parcel) = match (frame.header.id, EncodedFrame::new(&frame)) {
         (Some(id), Ok(parcel)) if frame.content.len() <= CONTENT_BYTES_MAX => (id, parcel),
-        (_, Err(error)) => return send_encode_failure(&events, &error).await,
+        (_, Err(error)) => return send_encode_failure(&reporter, &error).await,
         (_, Ok(_)) => {
             let (bytes, max) = (frame.content.len() as u64, CONTENT_BYTES_MAX);
-            return send_encode_failure(&events, &WireError::ContentTooLong { bytes, max }).await;
+            return send_encode_failure(&reporter, &WireError::ContentTooLong { bytes, max }).await;
         }
     };
     let named = Event::Targets {
         targets: targets.iter().map(|target| target.node.clone()).collect(),
     };
-    if events.send(named).await.is_err() {
+    if reporter.send(named).await.is_err() {
         return;
     }
     let (reply_to, mut ends) = mpsc::channel(targets.len());
     let mut waiting: BTreeMap<PeerId, Target> = BTreeMap::new();
-    let deadline = requested_at + command.ttl;
+    let deadline = started + command.ttl;
     let until = deadline.max(started + command.timeout) + REQUEST_RETENTION;
     for target in targets {
         let query = Query {
@@ -96,7 +96,7 @@ pub(in crate::engine) async fn run(
             arguments: &command.arguments,
             frame: &parcel,
             lane: command.lane,
-            requested_at,
+            requested_at: started,
             start_by: deadline,
             respond_by: clock::now() + command.timeout,
             retained_until: until,
@@ -104,29 +104,28 @@ pub(in crate::engine) async fn run(
         match target.transport().try_query(&query, &reply_to) {
             Ok(()) => drop(waiting.insert(target.node.id, target)),
             Err(error) => {
-                let reply = Reply::refused(error);
-                let delivery = Delivery::new(target.node, reply, elapsed_ms(started));
-                if events.send(Event::Delivery(delivery)).await.is_err() {
+                let refused = reporter.delivery(target.node, Reply::refused(error));
+                if reporter.send(refused).await.is_err() {
                     return;
                 }
             }
         }
     }
     drop(reply_to);
-    // A gateway knows best why there is no reply, and says it when the time is up.
+    // The gateway of a device explains a missing reply, right after the time-out.
     let any_bridged = waiting.values().any(|target| target.bridged().is_some());
     let grace = if any_bridged {
         GATEWAY_GRACE
     } else {
         Duration::ZERO
     };
-    // One timer and one wait for all replies that come together.
+    // One timer for all, and one wait for all replies that arrive together.
     let mut batch = Vec::new();
     let mut timed_out = pin!(clock::sleep_until(started + command.timeout + grace));
     while !waiting.is_empty() {
         let received = tokio::select! {
             biased;
-            () = events.closed() => return,
+            () = reporter.caller().closed() => return,
             received = ends.recv_many(&mut batch, REPLIES_PER_BATCH_MAX) => received,
             () = &mut timed_out => break,
         };
@@ -137,31 +136,31 @@ pub(in crate::engine) async fn run(
             let Some(target) = waiting.remove(&end.peer) else {
                 continue;
             };
-            let delivery = Delivery::new(target.node, to_reply(end.result), elapsed_ms(started));
-            if events.send(Event::Delivery(delivery)).await.is_err() {
+            let delivery = reporter.delivery(target.node, to_reply(end.result));
+            if reporter.send(delivery).await.is_err() {
                 return;
             }
         }
     }
     for target in waiting.into_values() {
         let reply = no_answer(&target, command.timeout);
-        let delivery = Delivery::new(target.node, reply, elapsed_ms(started));
-        if events.send(Event::Delivery(delivery)).await.is_err() {
+        let delivery = reporter.delivery(target.node, reply);
+        if reporter.send(delivery).await.is_err() {
             return;
         }
     }
-    let _caller_gone = events.send(Event::End).await;
+    reporter.send(Event::End).await.ok();
 }
 
-pub(in crate::engine) async fn send_encode_failure(events: &mpsc::Sender<Event>, error: &WireError) {
+pub(in crate::engine) async fn send_encode_failure(reporter: &Reporter, error: &WireError) {
     let message = format!("the command cannot be sent: {error}; make its arguments shorter, or send a file");
-    let _caller_gone = events.send(Event::failed(Failure::Usage, message)).await;
+    reporter.send(Event::failed(Failure::Usage, message)).await.ok();
 }
 
-/// Unlike a command that acts, a question does not go out to a node that comes back later.
+/// The outcome of a read without a reply: it is not sent to a node that links later.
 fn no_answer(target: &Target, waited: Duration) -> Reply {
     let Some(node) = target.own_node() else {
-        let error = "no answer to it in time, and its gateway does not say why";
+        let error = "no answer in time, and no reason from its gateway";
         return Reply::ended(Outcome::NoAnswer, error);
     };
     let error = if *node.online.borrow() {
@@ -175,7 +174,7 @@ fn no_answer(target: &Target, waited: Duration) -> Reply {
     Reply::ended(Outcome::NoAnswer, error)
 }
 
-/// Of whoever is linked and has not answered.
+/// Error text for a linked node that has not answered.
 pub(in crate::engine) fn no_answer_text(waited: Duration) -> String {
     match waited.as_secs_f64() {
         0.0 => "not waited for (a time-out of 0); it may still be at work".to_owned(),
@@ -187,25 +186,25 @@ pub(in crate::engine) fn elapsed_ms(since: Instant) -> f64 {
     round_to_microsecond(clock::since(since).as_secs_f64() * 1_000.0)
 }
 
-/// The reply that a request's end amounts to.
+/// The reply of a request that has ended.
 pub(in crate::engine) fn to_reply(ended: RequestResult) -> Reply {
     match ended {
         RequestResult::Reply(content) => serde_json::from_slice(&content)
             .unwrap_or_else(|error| Reply::failed(format!("the node's reply is unreadable: {error}"))),
         RequestResult::Expired => Reply::ended(
             Outcome::Expired,
-            "its time to live ran out before it could be sent",
+            "its time to live passed before it could be sent",
         ),
         RequestResult::Lost => Reply::ended(
             Outcome::Unknown,
-            "the node restarted midway: it may have run, or not; look before you repeat",
+            "the node restarted midway: it may have run, or not; check before you repeat it",
         ),
         RequestResult::TimedOut => Reply::ended(Outcome::NoAnswer, "no answer"),
         RequestResult::NotSent(why) => Reply::refused(why),
     }
 }
 
-/// Asks a node that has just been linked how it is. However that ends, the answer is told.
+/// Runs the self-check of a node that has just linked. A result is always sent, without checks if there was no reply.
 pub(in crate::engine) async fn self_check(
     shared: SharedContext,
     link: PeerLink,
@@ -213,7 +212,7 @@ pub(in crate::engine) async fn self_check(
 ) {
     let id = link.id();
     let checks = request_self_check(&shared, &link).await.unwrap_or_default();
-    let _stopping = results.send(SelfCheckResult { id, checks }).await;
+    results.send(SelfCheckResult { id, checks }).await.ok();
 }
 
 async fn request_self_check(shared: &SharedContext, link: &PeerLink) -> Option<Vec<Check>> {
@@ -226,7 +225,7 @@ async fn request_self_check(shared: &SharedContext, link: &PeerLink) -> Option<V
         .collect()
 }
 
-/// Asks a node something that takes no arguments and only reads, for ourselves. `None` if it could not be sent.
+/// Sends a node a read without arguments for the station itself. `None` if it could not be sent.
 pub(in crate::engine) async fn query_node(
     shared: &SharedContext,
     link: &PeerLink,
@@ -261,9 +260,4 @@ fn parse_check(value: &Value) -> Option<Check> {
         ok: value.get("ok")?.as_bool()?,
         text: value.get("detail").and_then(Value::as_str).map(str::to_owned),
     })
-}
-
-/// How a delivery that never came to anything is told.
-pub(in crate::engine) fn delivery_event(node: &NodeRef, reply: Reply, started: Instant) -> Event {
-    Event::Delivery(Delivery::new(node.clone(), reply, elapsed_ms(started)))
 }

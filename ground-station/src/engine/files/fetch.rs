@@ -1,5 +1,5 @@
-//! One path from many nodes: asked for over the link, received over each node's connection for files, and written
-//! beside one another, each copy named by its node.
+//! `fetch`: one path from many nodes, requested over the control link and received over the bulk link of each. Each copy is
+//! named after its node.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -37,14 +37,14 @@ use swarm_shared::api::{CommandKind, Event, Failure, NodeRef};
 
 /// Chunks of one file that wait to be written.
 const CHUNK_QUEUE_MAX: usize = 8;
-/// Longest time between the question and the answer's deadline on the wire.
+/// Time to live of the request for a file.
 const REQUEST_TTL: Duration = Duration::from_secs(30);
 /// Bytes between two reports of progress.
 const PROGRESS_INTERVAL_BYTES: u64 = 1024 * 1024;
 
 type ChunkSender = mpsc::Sender<Box<Frame>>;
 
-/// Where the chunks of a transfer go. Cheap to clone; the lock is held for a look-up and no longer.
+/// Transfers that receive chunks, by peer and request. The lock is held for a look-up.
 #[derive(Clone, Debug, Default)]
 pub(in crate::engine) struct ChunkRoutes(Arc<Mutex<BTreeMap<(PeerId, u64), ChunkSender>>>);
 
@@ -62,8 +62,7 @@ impl ChunkRoutes {
     }
 }
 
-/// The way to one transfer. Dropping it closes it, however the transfer ends: whoever writes the file then sees that no
-/// more comes, and removes what there is.
+/// The entry of one transfer. Dropping it closes the transfer's channel, and the writer then removes the partial file.
 struct RouteGuard {
     routes: ChunkRoutes,
     key: (PeerId, u64),
@@ -75,28 +74,28 @@ impl Drop for RouteGuard {
     }
 }
 
-/// Passes what one peer sends of files to the transfers that asked for it; the rest is dropped. A transfer that is
-/// behind holds its own peer back, and nobody else.
+/// Hands the chunks of one peer to the transfers that requested them; others are dropped. A slow transfer delays the chunks
+/// of its own peer only.
 pub(in crate::engine) async fn route_chunks(mut events: mpsc::Receiver<PeerEvent>, routes: ChunkRoutes) {
     while let Some(event) = events.recv().await {
         if let PeerEvent::Frame { peer, frame, .. } = event
             && let Some(Kind::Chunk | Kind::ChunkEnd) = frame.header.kind
             && let Some(to) = frame.header.id.and_then(|id| routes.get(peer.id, id))
         {
-            // The transfer has ended meanwhile: nobody wants the rest.
-            let _ended = to.send(frame).await;
+            // The transfer may have ended meanwhile.
+            to.send(frame).await.ok();
         }
     }
 }
 
-/// What was fetched, as the history keeps it.
+/// The arguments of a fetch in the history.
 #[derive(Debug, Serialize, Deserialize)]
 pub(in crate::engine) struct FetchArguments {
     pub(in crate::engine) path: String,
     pub(in crate::engine) dir: PathBuf,
 }
 
-/// What the history says of it.
+/// The entry of a fetch in the history.
 pub(in crate::engine) fn history_record(
     selector: &Selector,
     targets: &[Target],
@@ -126,7 +125,7 @@ pub(in crate::engine) fn history_record(
     }
 }
 
-/// Fetches and reports how each delivery ended.
+/// Fetches the path and reports the outcome of each target.
 pub(in crate::engine) async fn run(
     shared: SharedContext,
     targets: Vec<Target>,
@@ -170,12 +169,12 @@ pub(in crate::engine) async fn run(
         let path = path.clone();
         match target.device {
             Device::Node(device) => drop(jobs.spawn(async move {
-                // Not in turn: absent nodes do not hold up the others.
+                // Before the permit is taken, so that absent nodes do not delay the others.
                 let is_there = device.wait_online_until(started + stall_timeout).await;
-                let Ok(_turn) = shared.transfer_slots.clone().acquire_owned().await else {
+                let Ok(_permit) = shared.transfer_slots.clone().acquire_owned().await else {
                     return;
                 };
-                let events = reporter.events();
+                let events = reporter.caller();
                 let reply = if is_there {
                     fetch_one(
                         &shared,
@@ -187,12 +186,12 @@ pub(in crate::engine) async fn run(
                     )
                     .await
                 } else {
-                    Reply::ended(Outcome::NoAnswer, "offline: nothing was asked")
+                    Reply::ended(Outcome::NoAnswer, "offline: the file was not requested")
                 };
                 reporter.end(&target.node, 0, reply).await.ok();
             })),
             Device::Bridged(device) => {
-                // It goes on if the caller goes.
+                // It goes on if the caller disconnects.
                 let fetching = shared.tasks.spawn(async move {
                     let reply = fetch_from_device(&device, path, copy, stall_timeout).await;
                     reporter.end(&target.node, 0, reply).await.ok();
@@ -202,7 +201,7 @@ pub(in crate::engine) async fn run(
         }
     }
     tokio::select! {
-        () = reporter.events().closed() => {}
+        () = reporter.caller().closed() => {}
         () = async { while jobs.join_next().await.is_some() {} } => {
             reporter.send(Event::End).await.ok();
         }
@@ -230,7 +229,7 @@ async fn open_destination(dir: PathBuf) -> Result<Roots, String> {
     let made = tokio::task::spawn_blocking(move || {
         std::fs::create_dir_all(&dir).map_err(|error| format!("cannot make {}: {error}", dir.display()))?;
         let roots = Roots::new(BTreeMap::from([(ROOT.to_owned(), dir)]));
-        // What a process that was killed left here; the operator's other directories are not searched.
+        // Temporary files of a process that was killed; subdirectories are not searched.
         roots.sweep_top_level();
         Ok(roots)
     });
@@ -290,7 +289,7 @@ async fn fetch_one(
     }
 }
 
-/// A file on its way in.
+/// Where a fetched file is written.
 struct Destination {
     roots: Roots,
     copy: String,
@@ -329,7 +328,7 @@ async fn request_and_receive(
     let (ticks, mut progressed) = mpsc::channel(1);
     let told = events.clone();
     let writing = move || {
-        // Nobody waits any more if the caller has gone.
+        // The receiver is gone if the caller has disconnected.
         let _given_up = written.send(write_chunks(&destination, chunks, &told, &ticks));
     };
     tokio::task::spawn_blocking(writing);
@@ -346,7 +345,7 @@ async fn request_and_receive(
                 if reply.state != Outcome::Done {
                     return reply;
                 }
-                // All chunks are on their way: what counts now is that they are written.
+                // All chunks are sent; the outcome is decided when they are written.
             }
             tick = timeout(stall_timeout, progressed.recv()) => {
                 if tick.is_err() {
@@ -364,12 +363,12 @@ fn write_chunks(
     events: &mpsc::Sender<Event>,
     ticks: &mpsc::Sender<()>,
 ) -> Result<Reply, FileError> {
-    // The size is known at the end only.
+    // The node sends the size at the end.
     let mut file = IncomingFile::create(&destination.roots, &destination.copy, None)?;
     let mut reported = 0;
     while let Some(frame) = chunks.blocking_recv() {
-        // A full channel has told of progress already.
-        let _told = ticks.try_send(());
+        // A full channel has reported progress already.
+        ticks.try_send(()).ok();
         if frame.header.kind == Some(Kind::Chunk) {
             file.write(frame.header.offset.unwrap_or_default(), &frame.content)?;
             let bytes = file.written();
@@ -391,7 +390,7 @@ fn write_chunks(
             json!({ "size": written.size, "sha256": hex::encode(&written.sha256) }),
         ));
     }
-    Ok(Reply::failed("given up"))
+    Ok(Reply::failed("the transfer was given up"))
 }
 
 #[cfg(test)]
@@ -452,7 +451,8 @@ mod tests {
         let path = "logs/run.log".to_owned();
         let origin = Origin::command_by("pi");
         let record = history_record(&Selector::all(), &targets, &path, dir.path(), origin);
-        let reporter = shared.report(events, record, began, false);
+        let reporter = Reporter::for_test(&shared, events);
+        reporter.open_history(record, crate::engine::reporter::given_up, false);
         run(shared, targets, path, dir.path().to_owned(), pause, reporter).await;
         assert!(clock::now() - began < pause * 2, "one after the other");
         let mut absent = 0;

@@ -22,14 +22,14 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use swarm_shared::api::Event;
 
-/// Most bytes of files in memory to be sent; a longer file takes the whole budget.
+/// Most bytes of outgoing files in memory; a longer file takes the whole budget.
 pub(in crate::engine) const IN_MEMORY_MAX: u32 = 64 * 1024 * 1024;
 /// Shortest wait for room: over a slow network files move although none ends.
 const ROOM_TIMEOUT_MIN: Duration = Duration::from_secs(if cfg!(test) { 0 } else { 600 });
-const NO_ROOM: &str = "not sent: too many files are on their way to drones, and none of them has ended for as long as \
-                       `--ttl` says, and for 10 minutes; give it a longer `--ttl`, or send to fewer drones at once";
+const NO_ROOM: &str = "not sent: too many files are on their way to drones, and none has ended within `--ttl` and within 10 \
+                       minutes; use a longer `--ttl`, or send to fewer drones at once";
 /// Why a file is not sent if its caller has disconnected.
-pub(in crate::engine) const CALLER_GONE: &str = "not sent: whoever asked for it went away";
+pub(in crate::engine) const CALLER_GONE: &str = "not sent: the client disconnected";
 /// Name of the only root of a fetch: the directory that the operator named.
 pub(in crate::engine) const ROOT: &str = "dir";
 /// Permissions of a copy: those of the original are not known.
@@ -47,7 +47,7 @@ pub(in crate::engine) struct CopyDestination {
 #[derive(Clone, Debug)]
 pub(in crate::engine) struct MemoryBudget {
     bytes: Arc<Semaphore>,
-    /// When a part of it became free last.
+    /// When memory became free last.
     freed: Arc<watch::Sender<Option<Instant>>>,
 }
 
@@ -101,7 +101,7 @@ pub(in crate::engine) struct SharedFile {
     loaded: Mutex<Weak<LoadedFile>>,
 }
 
-/// Changes when the file does.
+/// Identifies the content of a file: it changes when the file is modified or replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct FileStamp {
     device: u64,
@@ -212,7 +212,7 @@ fn read_whole(path: &Path, seen: FileStamp) -> Result<Bytes, String> {
         same = content.len() as u64 == seen.bytes && is_the_same(&file).map_err(failed)?;
     }
     if !same {
-        return Err(format!("{path:?} changed since it was asked for; send it again"));
+        return Err(format!("{path:?} changed since the request; send it again"));
     }
     Ok(content.into())
 }

@@ -1,10 +1,10 @@
-//! Which file goes where: names of destinations, of collected copies, and of each node's own file.
+//! Names of files: destinations on nodes, fetched copies, and each node's own file.
 
 use std::path::{Path, PathBuf};
 
 use swarm_shared::proto::id::{NodeName, PeerId};
 
-/// Why a file has no place to go or to come from.
+/// A source or a destination that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum FilesError {
     /// DEST or PATH is not below a root.
@@ -12,25 +12,25 @@ pub enum FilesError {
         "{0:?} is not ROOT/PATH: name one of the roots that nodes configure and a path below it, such as shows/take1.csv"
     )]
     BadPath(String),
-    /// The source has no name to give to its copy.
+    /// The source has no file name.
     #[error("{0:?} has no file name; name a file")]
     NoFileName(PathBuf),
-    /// No file for this node.
-    #[error("no file in {dir:?} is called {node} or {node}.EXT; add one, or take the node away with !{node}")]
+    /// `--per-node`: the directory has no file for a node.
+    #[error("no file in {dir:?} is called {node} or {node}.EXT; add one, or exclude the node with !{node}")]
     NoFileForNode {
-        /// Whose.
+        /// The node.
         node: NodeName,
-        /// Where it was looked for.
+        /// The directory.
         dir: PathBuf,
     },
-    /// Two files for one node.
+    /// `--per-node`: the directory has two files for a node.
     #[error("{first:?} and {second:?} are both for {node}; keep one of them in {dir:?}")]
     TwoFilesForNode {
-        /// Whose.
+        /// The node.
         node: NodeName,
-        /// Where they are.
+        /// The directory.
         dir: PathBuf,
-        /// The one.
+        /// One of the files.
         first: PathBuf,
         /// The other.
         second: PathBuf,
@@ -38,9 +38,9 @@ pub enum FilesError {
     /// The directory cannot be read.
     #[error("cannot read {path:?}: {error}")]
     Unreadable {
-        /// Which.
+        /// The directory.
         path: PathBuf,
-        /// Why.
+        /// The system's error.
         error: std::io::Error,
     },
 }
@@ -97,7 +97,7 @@ pub fn copy_name(
     }
 }
 
-/// The file of `dir` that is for `node`: called as the node is, with any extension or none.
+/// The file of `dir` for `node`: the one with the node's name and any extension or none.
 ///
 /// # Errors
 /// None, or two, such files; a directory that cannot be read.

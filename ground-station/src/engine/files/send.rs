@@ -1,8 +1,8 @@
-//! Files to many nodes, each over the node's own connection for files, a few nodes at a time, and to bridged devices.
+//! `send`: files to many nodes, over the bulk link of each, and to bridged devices.
 //!
-//! For each file of a node: the command that announces it, its chunks, its digest; then the node's reply, which is the
-//! outcome. A reply that comes early (no room, not allowed) ends the sending. A bridged device gets each file whole, one
-//! after the other, and goes on getting them if the caller goes.
+//! For each file a node gets the command that announces it, its chunks and its digest; the node's reply is the outcome. An
+//! early reply (no room, not allowed) ends the transfer. A bridged device gets whole files, one after the other, also after
+//! the caller has disconnected.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -37,29 +37,29 @@ use crate::engine::transport::bridge::{self, BridgedTransport, DeviceOperation, 
 use crate::store::deliveries::{Origin, Record, RecordTarget};
 use swarm_shared::api::{CommandKind, Event, FileToSend, FilesToSend, NodeRef};
 
-/// How many nodes are sent files at once: each may hold some 3 MiB of this program's memory.
+/// Most nodes that transfer files at the same time: each takes up to about 3 MiB of memory.
 pub(in crate::engine) const CONCURRENT_TRANSFERS_MAX: usize = 32;
 /// Chunks that are read ahead of the link.
 const READ_AHEAD_CHUNKS: usize = 4;
-/// The longest that the end of a file is remembered; a caller gives up sooner, when nothing moves.
+/// How long a session waits for the outcome of a transfer; a caller gives up earlier, when there is no progress.
 pub(in crate::engine) const TRANSFER_TIME_MAX: Duration = Duration::from_secs(24 * 3_600);
-/// How long it is tried to tell a node that a file will not be finished: as long as the node waits by itself.
+/// How long to try to notify a node of an aborted transfer: as long as the node itself waits for chunks.
 const ABORT_SEND_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a bridged device may take for a file: as long as it moves on.
+/// How long a bridged device may take for one file.
 const DEVICE_REPLY_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 /// Bytes between two reports of progress.
 const PROGRESS_INTERVAL_BYTES: u64 = 1024 * 1024;
 
-/// How long to wait.
+/// Time limits of a transfer.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::engine) struct TransferTimeouts {
-    /// How long a transfer may still start.
+    /// How long a transfer may wait to start.
     pub(in crate::engine) ttl: Duration,
     /// The longest pause without progress.
     pub(in crate::engine) stall_timeout: Duration,
 }
 
-/// What the history says of it.
+/// The entry of a transfer in the history.
 pub(in crate::engine) fn history_record(
     selector: &Selector,
     targets: &[Target],
@@ -97,12 +97,12 @@ pub(in crate::engine) fn history_record(
     }
 }
 
-/// What is needed to do it again; `null` for a path that JSON cannot say: then it is not repeated.
+/// Arguments from which a retry is made; `null` if a path is not Unicode: then there is no retry.
 pub(in crate::engine) fn history_arguments(what: &impl Serialize) -> String {
     serde_json::to_string(what).unwrap_or_else(|_no_text| "null".to_owned())
 }
 
-/// Sends the files and reports how each delivery ended.
+/// Sends the files and reports the outcome of each.
 pub(in crate::engine) async fn run(
     shared: SharedContext,
     targets: Vec<Target>,
@@ -118,12 +118,12 @@ pub(in crate::engine) async fn run(
         named.extend(std::iter::repeat_n(node.clone(), files.len()));
         plan.push((node, device, files));
     }
-    // Before any transfer starts: the caller has to know the targets, should this process end midway.
+    // Before any transfer starts, so that the caller knows the targets if this process ends midway.
     if reporter.send(Event::Targets { targets: named }).await.is_err() {
         return;
     }
     let mut jobs = JoinSet::new();
-    // Files that several devices get are read once.
+    // A file for several devices is read once.
     let mut shared_files: BTreeMap<PathBuf, Result<Arc<SharedFile>, Reply>> = BTreeMap::new();
     for (node, device, files) in plan {
         let reporter = reporter.clone();
@@ -148,7 +148,7 @@ pub(in crate::engine) async fn run(
         }
     }
     tokio::select! {
-        () = reporter.events().closed() => {}
+        () = reporter.caller().closed() => {}
         () = async { while jobs.join_next().await.is_some() {} } => {
             reporter.send(Event::End).await.ok();
         }
@@ -192,11 +192,11 @@ async fn send_device_files(
             Err(reply) => reply,
         };
         if reply.state == Outcome::Done {
-            // The time that it took counts for the next one only if the device takes nothing.
+            // The time to live of the next file starts anew.
             issued = clock::now();
             turn = issued;
         }
-        // It goes on although the caller may be gone.
+        // It goes on although the caller may have disconnected.
         reporter.end(&node, part, reply).await.ok();
     }
 }
@@ -213,7 +213,7 @@ async fn send_device_file(
     let wait = RoomWait {
         since: turn,
         timeout: timeouts.ttl,
-        caller: reporter.events(),
+        caller: reporter.caller(),
     };
     let bytes_max = device.properties().file_bytes_max.unwrap_or(u64::MAX);
     let loaded = tokio::select! {
@@ -233,7 +233,7 @@ async fn send_device_file(
         content: loaded.content.clone(),
     };
     let now = clock::now();
-    // The files of others that went before it do not use up its time.
+    // Waiting for memory does not count against the time to live.
     let issued = issued + now.saturating_duration_since(before);
     let start_by = issued + timeouts.ttl.min(timeouts.stall_timeout);
     match device.try_send(operation, issued, start_by, now + DEVICE_REPLY_TIMEOUT) {
@@ -242,7 +242,7 @@ async fn send_device_file(
     }
 }
 
-/// What one node is to get, or why it gets nothing.
+/// The files for one node, or why there is none.
 fn files_for_node(what: &FilesToSend, node: &NodeRef) -> Vec<Result<FileToSend, String>> {
     match what {
         FilesToSend::Same { files } => files.iter().cloned().map(Ok).collect(),
@@ -265,10 +265,10 @@ async fn send_node_files(
     reporter: Reporter,
 ) {
     let begin_by = started + timeouts.ttl.min(timeouts.stall_timeout);
-    // Not in turn: offline nodes do not delay linked ones.
-    let _each_file_asks_again = device.wait_online_until(begin_by).await;
+    // Before the permit is taken, so that offline nodes do not delay linked ones. Each file looks again.
+    let _online = device.wait_online_until(begin_by).await;
     // The semaphore is never closed.
-    let Ok(_turn) = shared.transfer_slots.clone().acquire_owned().await else {
+    let Ok(_permit) = shared.transfer_slots.clone().acquire_owned().await else {
         return;
     };
     let sizes = files.iter().flatten().map(|file| size_of(&file.source));
@@ -277,7 +277,7 @@ async fn send_node_files(
         bytes: 0,
         reported: 0,
         total: sizes.sum(),
-        events: reporter.events().clone(),
+        events: reporter.caller().clone(),
     };
     for (part, file) in (0..).zip(files) {
         let reply = match file {
@@ -304,7 +304,7 @@ fn size_of(path: &Path) -> u64 {
     std::fs::metadata(path).map_or(0, |meta| meta.len())
 }
 
-/// How far the files of one node are.
+/// Progress of the files of one node, in bytes.
 struct Progress {
     node: NodeRef,
     bytes: u64,
@@ -319,13 +319,13 @@ impl Progress {
         if self.bytes - self.reported >= PROGRESS_INTERVAL_BYTES || self.bytes >= self.total {
             self.reported = self.bytes;
             let (node, bytes, total) = (self.node.clone(), self.bytes, self.total.max(self.bytes));
-            // A reader that is behind sees the next report.
+            // A slow reader gets the next report.
             let _behind = self.events.try_send(Event::Progress { node, bytes, total });
         }
     }
 }
 
-/// What the reading thread hands over.
+/// An item from the reading thread.
 enum ReadEvent {
     Chunk(Chunk),
     End(FileEnd),
@@ -399,7 +399,7 @@ fn push_arguments(file: &FileToSend, source: &Source) -> Arguments {
     }
 }
 
-/// One file on its way to one node.
+/// The transfer of one file to one node.
 struct Transfer {
     link: PeerLink,
     id: u64,
@@ -407,7 +407,7 @@ struct Transfer {
 }
 
 impl Transfer {
-    /// Sends the command; its end comes on the channel.
+    /// Sends the command; its outcome comes on the channel.
     async fn announce(
         shared: &SharedContext,
         link: PeerLink,
@@ -429,7 +429,7 @@ impl Transfer {
             lane: Lane::Bulk,
             deadline: Some(now + timeouts.ttl),
         };
-        // What an earlier file left in the queue may stand still.
+        // Frames of an earlier file in the queue may be stalled.
         match timeout(timeouts.stall_timeout, link.request(outgoing, request)).await {
             Ok(Ok(())) => Ok((Self { link, id, timeouts }, ends)),
             Ok(Err(error)) => Err(Reply::failed(error.to_string())),
@@ -461,14 +461,14 @@ impl Transfer {
             .unwrap_or_else(|_elapsed| {
                 Reply::ended(
                     Outcome::NoAnswer,
-                    "the file was sent, and the node has not confirmed it",
+                    "the file was sent; the node has not confirmed it",
                 )
             })
     }
 
     async fn send_chunks(&self, source: Source, progress: &mut Progress) -> Result<(), Reply> {
         let (read, mut chunks) = mpsc::channel(READ_AHEAD_CHUNKS);
-        // Ends by itself: with the file, or when the transfer is given up and its channel closes.
+        // The thread ends with the file, or when the channel closes.
         let chunk_bytes = self.link.chunk_bytes();
         let _reading = tokio::task::spawn_blocking(move || read_chunks(source, &chunk_bytes, &read));
         loop {
@@ -503,10 +503,9 @@ fn stalled_reply(stall_timeout: Duration) -> Reply {
     Reply::ended(Outcome::NoAnswer, error)
 }
 
-/// A file that has not been sent, or received, to its end. Dropping it, whoever gives the transfer up and why, tells the
-/// node: that no more will come, so that it does not keep what it has and wait for the rest; or that no more is wanted.
+/// Notifies the node of an aborted transfer when it is dropped: the node then removes a partial file, or stops sending.
 pub(in crate::engine) struct TransferAbortGuard {
-    /// The node's connection for files; taken out when the file is whole.
+    /// The node's bulk link; taken out when the transfer is complete.
     pub(in crate::engine) link: Option<PeerLink>,
     /// The transfer.
     pub(in crate::engine) id: u64,
@@ -515,7 +514,7 @@ pub(in crate::engine) struct TransferAbortGuard {
 impl Drop for TransferAbortGuard {
     fn drop(&mut self) {
         let Some(link) = self.link.take() else { return };
-        // The digest of nothing: the node finds that the file is not whole, and removes it.
+        // A digest of zeros matches no file: the node removes the partial file.
         let nothing = FileEnd {
             sha256: [0; 32],
             size: 0,
@@ -532,7 +531,7 @@ impl Drop for TransferAbortGuard {
             lane: Lane::Bulk,
             deadline: None,
         };
-        // Behind the chunks that wait, which may take its time; if it cannot be told, the node's own patience ends.
+        // It waits behind queued chunks. If it cannot be sent, the node's own time-out ends the transfer.
         runtime.spawn(timeout(
             ABORT_SEND_TIMEOUT,
             async move { link.send(outgoing).await },
@@ -540,7 +539,7 @@ impl Drop for TransferAbortGuard {
     }
 }
 
-/// The end of the command, when it comes.
+/// The outcome of the command, when it comes.
 async fn wait_for_reply(ends: &mut mpsc::Receiver<End>) -> Reply {
     match ends.recv().await {
         Some(end) => query::to_reply(end.result),

@@ -23,7 +23,7 @@ use crate::engine::SharedContext;
 use crate::engine::membership::authority;
 use crate::engine::membership::authority::{AuthorityError, FleetAuthority};
 use crate::engine::registry::{SharedNodeRegistry, member_view};
-use crate::engine::respond::respond;
+use crate::engine::reporter::Reporter;
 use crate::store::{MemberRow, Store};
 use swarm_shared::api::{Event, Failure, FleetRequest, MembershipView};
 
@@ -37,7 +37,7 @@ const NEW_MEMBER_DIAL_DELAY: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(in crate::engine) struct MembershipRequest {
     pub(in crate::engine) request: FleetRequest,
-    pub(in crate::engine) events: mpsc::Sender<Event>,
+    pub(in crate::engine) reporter: Reporter,
 }
 
 /// See the module.
@@ -104,11 +104,11 @@ impl MembershipTask {
         self.registry.open_sessions(&self.shared.endpoint).await;
     }
 
-    async fn on_request(&mut self, MembershipRequest { request, events }: MembershipRequest) {
+    async fn on_request(&mut self, MembershipRequest { request, reporter }: MembershipRequest) {
         if request.needs_fleet()
-            && let Err(message) = self.ensure_fleet(&events).await
+            && let Err(message) = self.ensure_fleet(&reporter).await
         {
-            let _caller_gone = events.send(Event::failed(Failure::Failed, message)).await;
+            let _caller_gone = reporter.send(Event::failed(Failure::Failed, message)).await;
             return;
         }
         let done = match request {
@@ -121,7 +121,7 @@ impl MembershipTask {
                 let listens = self.shared.endpoint.listen_addr();
                 self.authority.invite(role, uses, valid_for_ms, listens).await
             }
-            FleetRequest::Join { code, timeout_ms } => return self.join(code, timeout_ms, events).await,
+            FleetRequest::Join { code, timeout_ms } => return self.join(code, timeout_ms, reporter).await,
             FleetRequest::Pending => self.authority.pending().await,
             FleetRequest::Accept { node } => self.accept(&node).await,
             FleetRequest::Revoke { node } => self.revoke(&node).await,
@@ -130,7 +130,8 @@ impl MembershipTask {
                 "this request is of a later version".to_owned(),
             )),
         };
-        respond(&self.tasks, events, done);
+        let done = done.map_err(|error| (error.failure(), error.to_string()));
+        reporter.spawn_finish(done);
     }
 
     async fn accept(&mut self, node: &str) -> Result<Vec<Event>, AuthorityError> {
@@ -173,7 +174,7 @@ impl MembershipTask {
     }
 
     /// Makes a fleet if this station has none, and says so.
-    async fn ensure_fleet(&mut self, events: &mpsc::Sender<Event>) -> Result<(), String> {
+    async fn ensure_fleet(&mut self, reporter: &Reporter) -> Result<(), String> {
         if self.membership().is_some() {
             return Ok(());
         }
@@ -185,7 +186,7 @@ impl MembershipTask {
             "made a new fleet, {}; its root key is on this machine: back up the state directory",
             membership.fingerprint().short()
         );
-        let _caller_gone = events.send(Event::note(note)).await;
+        let _caller_gone = reporter.send(Event::note(note)).await;
         Ok(())
     }
 
@@ -240,12 +241,12 @@ impl MembershipTask {
     }
 
     /// Joins another station's fleet by its code.
-    async fn join(&mut self, code: String, timeout_ms: u64, events: mpsc::Sender<Event>) {
+    async fn join(&mut self, code: String, timeout_ms: u64, reporter: Reporter) {
         let usage = |message: String| Event::failed(Failure::Usage, message);
         let invitation: Invitation = match code.parse() {
             Ok(invitation) => invitation,
             Err(error) => {
-                let _caller_gone = events.send(usage(format!("{error}"))).await;
+                let _caller_gone = reporter.send(usage(format!("{error}"))).await;
                 return;
             }
         };
@@ -256,7 +257,7 @@ impl MembershipTask {
             .is_some_and(|own| own.fingerprint() != *invitation.fingerprint());
         if other && !self.registry.lock().is_empty() {
             let fleet = own.map_or_else(String::new, |own| own.fingerprint().short());
-            let _caller_gone = events
+            let _caller_gone = reporter
                 .send(usage(AuthorityError::AlreadyInFleet(fleet).to_string()))
                 .await;
             return;
@@ -267,14 +268,14 @@ impl MembershipTask {
         let membership = loop {
             let tried = tokio::select! {
                 biased;
-                () = events.closed() => return,
+                () = reporter.caller().closed() => return,
                 tried = clock::timeout_at(deadline, self.join_first_reachable(&invitation)) => tried,
             };
             match tried.unwrap_or(Err(JoinError::NoAnswer(first))) {
                 Ok(membership) => break membership,
                 // The station's word is final; that nobody answers is not.
                 Err(error @ (JoinError::Refused(_) | JoinError::Trust(_))) => {
-                    let _caller_gone = events
+                    let _caller_gone = reporter
                         .send(Event::failed(Failure::Failed, error.to_string()))
                         .await;
                     return;
@@ -282,7 +283,7 @@ impl MembershipTask {
                 Err(error) if clock::now() >= deadline => {
                     let message =
                         format!("cannot join: {error}; check that `ground-station serve` runs there");
-                    let _caller_gone = events.send(Event::failed(Failure::Failed, message)).await;
+                    let _caller_gone = reporter.send(Event::failed(Failure::Failed, message)).await;
                     return;
                 }
                 Err(_nobody_yet) => tokio::time::sleep(JOIN_RETRY_INTERVAL).await,
@@ -300,7 +301,7 @@ impl MembershipTask {
             self.membership_view().map(|view| vec![Event::Membership(view)])
         };
         let joined = joined.await;
-        respond(&self.tasks, events, joined);
+        reporter.spawn_finish(joined.map_err(|error| (error.failure(), error.to_string())));
     }
 
     async fn join_first_reachable(&self, invitation: &Invitation) -> Result<Membership, JoinError> {

@@ -1,9 +1,8 @@
 //! Users of gateways, and their tokens, for the operator of this station.
 
 use swarm_shared::net::clock;
-use tokio::sync::mpsc;
 
-use crate::engine::respond::send_events;
+use crate::engine::reporter::Reporter;
 use crate::store::users::{NewToken, PutUserResult, TokenKind, TokenRow, USERS_MAX, UserRow};
 use crate::store::{Store, StoreError};
 use crate::users::{self, PasswordChecker};
@@ -22,15 +21,11 @@ fn usage_error(text: impl Into<String>) -> UserError {
     UserError(Failure::Usage, text.into())
 }
 
-pub(in crate::engine) async fn respond(store: Store, request: UserRequest, events: mpsc::Sender<Event>) {
-    let all = match execute(&store, request).await {
-        Ok(mut all) => {
-            all.push(Event::End);
-            all
-        }
-        Err(UserError(failure, message)) => vec![Event::failed(failure, message)],
-    };
-    send_events(&events, all).await;
+pub(in crate::engine) async fn respond(store: Store, request: UserRequest, reporter: Reporter) {
+    let done = execute(&store, request).await;
+    reporter
+        .finish(done.map_err(|UserError(failure, message)| (failure, message)))
+        .await;
 }
 
 async fn execute(store: &Store, request: UserRequest) -> Result<Vec<Event>, UserError> {

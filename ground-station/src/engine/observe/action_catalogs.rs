@@ -1,12 +1,12 @@
-//! What nodes have said that they can do, and how long an act waits for their word: whether it is one of flight decides
-//! how long it may live and whether it may wait for its node.
+//! Catalogs: the actions that each node offers. A command waits for them, because a flight action has a short time to live
+//! and is not queued for absent nodes.
 //!
-//! | a target | an act waits for its word |
+//! | a target is | a command waits for its catalog |
 //! |---|---|
-//! | linked, and has said it over this link | no |
-//! | linked, and silent about it | until [`OFFER_PATIENCE`] after its link came up |
-//! | away, and this process has just started | until [`LINK_PATIENCE`] after that start, unless another target says that the action is an ordinary one |
-//! | away | no: what it said last counts |
+//! | linked, and has sent it over this link | no |
+//! | linked, and has not sent it | until [`CATALOG_TIMEOUT`] after its link came up |
+//! | absent, and this process has just started | until [`LINK_TIMEOUT`] after the start, unless another target declares the action ordinary |
+//! | absent | no: its last catalog counts |
 
 use std::time::{Duration, Instant};
 
@@ -14,13 +14,13 @@ use swarm_shared::net::clock;
 use swarm_shared::proto::message::{ActionCatalog, TtlClass};
 use tokio::sync::watch;
 
-/// How long after a node's link came up its word is awaited. It is the first thing that a node says.
+/// How long after a link came up the node's catalog is waited for. It is the first frame that a node sends.
 const CATALOG_TIMEOUT: Duration = Duration::from_millis(300);
-/// How long after the start of this process the links of members are awaited: half of what an action of flight has.
+/// How long after the start of this process links of members are waited for: half of a flight action's time to live.
 const LINK_TIMEOUT: Duration = Duration::from_secs(1);
-/// How often it is looked again.
+/// Interval of looking again.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
-/// Built-in actions that act. None is of flight, and nodes do not tell of them.
+/// Built-in actions that act. None is a flight action, and catalogs do not contain them.
 const BUILT_IN_ACTIONS: [&str; 7] = [
     "config",
     "execute",
@@ -31,14 +31,14 @@ const BUILT_IN_ACTIONS: [&str; 7] = [
     "service_restart",
 ];
 
-/// A node's word.
+/// The catalog of one node, as far as it is known.
 #[derive(Clone, Debug, Default)]
 pub(in crate::engine) struct KnownActions {
-    /// What it said last, since this process started.
+    /// The last one since this process started.
     catalog: Option<ActionCatalog>,
-    /// When its link came up; absent while it is away.
+    /// When its link came up; absent without a link.
     linked_at: Option<Instant>,
-    /// Whether it has said that over the link at hand.
+    /// Whether it came over the present link.
     is_current: bool,
 }
 
@@ -49,12 +49,12 @@ impl KnownActions {
         self.is_current = false;
     }
 
-    /// The link is gone.
+    /// The link is lost.
     pub(in crate::engine) fn on_disconnected(&mut self) {
         self.linked_at = None;
     }
 
-    /// It says what it can do.
+    /// The node has sent its catalog.
     pub(in crate::engine) fn set_catalog(&mut self, catalog: ActionCatalog) {
         self.catalog = Some(catalog);
         self.is_current = true;
@@ -75,12 +75,12 @@ impl KnownActions {
         }
     }
 
-    /// Whether the node is known to take an action for one of flight.
+    /// Whether the node declares it a flight action.
     pub(in crate::engine) fn is_flight_action(&self, action: &str) -> bool {
         self.class(action) == Some(TtlClass::Flight)
     }
 
-    /// Whether the node is known to run an action while it is stopped.
+    /// Whether the node declares that it runs the action while it is stopped.
     pub(in crate::engine) fn can_run_while_stopped(&self, action: &str) -> bool {
         let offer = self.catalog.as_ref();
         offer.is_some_and(|offer| {
@@ -91,32 +91,32 @@ impl KnownActions {
         })
     }
 
-    /// Whether it has never said what it can do.
+    /// Whether no catalog has come yet.
     pub(in crate::engine) fn is_unknown(&self) -> bool {
         self.catalog.is_none()
     }
 }
 
-/// What a target's word on an action is worth waiting for.
+/// The state of a target's catalog, for one action.
 #[derive(Clone, Copy)]
 enum CatalogState {
-    /// It has said what it can do; whether this is an ordinary action there.
+    /// The catalog has come over the present link; whether it declares the action ordinary.
     Received { is_ordinary: bool },
-    /// Linked since then, and has not said.
+    /// Linked since then, and the catalog has not come.
     Awaited { since: Instant },
     /// Not linked.
     Offline,
 }
 
-/// Until when the word of these is worth waiting for; `None` if it is not.
+/// Until when to wait for these catalogs; `None` if not at all.
 fn wait_deadline(
     all: impl Iterator<Item = CatalogState>,
     links_until: Instant,
     now: Instant,
 ) -> Option<Instant> {
     let (mut until, mut any_away, mut any_ordinary) = (None, false, false);
-    for standing in all {
-        match standing {
+    for state in all {
+        match state {
             CatalogState::Received {
                 is_ordinary: ordinary,
             } => any_ordinary |= ordinary,
@@ -130,8 +130,7 @@ fn wait_deadline(
     until.filter(|until| *until > now)
 }
 
-/// Waits for the word of targets as long as that is worth it: `started` is when this process was, and `give_up` when
-/// whoever asks has no more time for it.
+/// Waits for the catalogs of targets, at most until `deadline`. `started` is when this process started.
 pub(in crate::engine) async fn wait_for_catalogs<'a>(
     targets: impl Iterator<Item = &'a watch::Receiver<KnownActions>> + Clone,
     action: &str,

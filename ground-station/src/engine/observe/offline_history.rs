@@ -1,39 +1,42 @@
-//! Questions about the past need no links: they are answered from the store's file, by the engine or by whoever finds
-//! no engine running.
+//! The history and the audit, read from the store's file: by the engine, or by a verb without an engine.
 
 use std::path::{Path, PathBuf};
 
 use swarm_shared::net::clock;
-use tokio::sync::mpsc;
 
+use crate::engine::reporter::with_last;
 use crate::store::{StoreError, history};
 use swarm_shared::api::{Event, Failure, HistoryQuery, HistoryRequest, Request};
 use swarm_shared::client::{Fleet, RequestEnvelope};
 
-/// A fleet of which only the past can be asked, from the file in a state directory.
+/// The events of an answer without the last one, or why there is no answer.
+type Answer = Result<Vec<Event>, (Failure, String)>;
+
+/// A fleet that answers requests for the history and the audit only, from the file in a state directory.
 pub fn open(state_dir: PathBuf) -> Fleet {
     let (fleet, mut requests) = Fleet::local();
     tokio::spawn(async move {
         while let Some(RequestEnvelope { request, events, .. }) = requests.recv().await {
-            if let Request::History(HistoryRequest::Commands { query }) = request {
-                respond_history(&state_dir, query, events).await;
+            let answer = if let Request::History(HistoryRequest::Commands { query }) = request {
+                commands(&state_dir, query).await
             } else if let Request::History(HistoryRequest::Audit { query }) = request {
-                respond_audit(&state_dir, query, events).await;
+                audit(&state_dir, query).await
             } else {
-                let text = "without links only the past can be asked";
-                send_events(&events, vec![Event::failed(Failure::Usage, text)]).await;
+                let text = "without links only the history can be asked for".to_owned();
+                Err((Failure::Usage, text))
+            };
+            for event in with_last(answer) {
+                if events.send(event).await.is_err() {
+                    break;
+                }
             }
         }
     });
     fleet
 }
 
-/// Answers what was sent and how it ended.
-pub(in crate::engine) async fn respond_history(
-    state_dir: &Path,
-    query: HistoryQuery,
-    events: mpsc::Sender<Event>,
-) {
+/// The commands that a query matches; with a number, the command and its deliveries.
+pub(in crate::engine) async fn commands(state_dir: &Path, query: HistoryQuery) -> Answer {
     let now_ms = clock::unix_time_ms();
     let number = query.number;
     let found = history::run_query(state_dir, move |connection| {
@@ -49,39 +52,26 @@ pub(in crate::engine) async fn respond_history(
         all.extend(deliveries.into_iter().map(Event::HistoryDelivery));
         Ok(Ok(all))
     });
-    let all = match (found.await, number) {
-        (Ok(Some(Ok(all))), _) => with_end(all),
-        (Ok(None), None) => with_end(Vec::new()),
-        (Ok(Some(Err(range))), _) => vec![no_such_command(number.unwrap_or_default(), range)],
-        (Ok(None), Some(number)) => vec![no_such_command(number, None)],
-        (Err(error), _) => vec![store_failure(&error)],
-    };
-    send_events(&events, all).await;
+    match (found.await.map_err(store_failure)?, number) {
+        (Some(Ok(all)), _) => Ok(all),
+        (None, None) => Ok(Vec::new()),
+        (Some(Err(range)), _) => Err(no_such_command(number.unwrap_or_default(), range)),
+        (None, Some(number)) => Err(no_such_command(number, None)),
+    }
 }
 
-/// Answers who did what.
-pub(in crate::engine) async fn respond_audit(
-    state_dir: &Path,
-    query: HistoryQuery,
-    events: mpsc::Sender<Event>,
-) {
+/// The entries of the audit that a query matches.
+pub(in crate::engine) async fn audit(state_dir: &Path, query: HistoryQuery) -> Answer {
     let now_ms = clock::unix_time_ms();
     let limit = query.limit;
     let found = history::run_query(state_dir, move |connection| {
         history::audit_trail(connection, &with_limit_plus_one(&query), now_ms)
     });
-    let all = match found.await {
-        Ok(entries) => with_end(truncate_to_limit(
-            limit,
-            entries.unwrap_or_default(),
-            Event::Audit,
-        )),
-        Err(error) => vec![store_failure(&error)],
-    };
-    send_events(&events, all).await;
+    let entries = found.await.map_err(store_failure)?.unwrap_or_default();
+    Ok(truncate_to_limit(limit, entries, Event::Audit))
 }
 
-/// The same for one more than is wanted: whether there are more is known only so.
+/// The query for one row more than is wanted, which shows whether there are more.
 fn with_limit_plus_one(query: &HistoryQuery) -> HistoryQuery {
     HistoryQuery {
         limit: query.limit.saturating_add(1),
@@ -89,7 +79,7 @@ fn with_limit_plus_one(query: &HistoryQuery) -> HistoryQuery {
     }
 }
 
-/// What is wanted of what was found; and that there is more, if there is.
+/// At most `limit` of the rows as events, and a note if there are more.
 fn truncate_to_limit<T>(limit: u32, mut found: Vec<T>, event: impl Fn(T) -> Event) -> Vec<Event> {
     let most = usize::try_from(limit).unwrap_or(usize::MAX);
     let note = (found.len() > most).then(|| {
@@ -102,31 +92,17 @@ fn truncate_to_limit<T>(limit: u32, mut found: Vec<T>, event: impl Fn(T) -> Even
     found.into_iter().map(event).chain(note).collect()
 }
 
-/// There is no such command.
-pub(in crate::engine) fn no_such_command(number: u64, range: Option<(u64, u64)>) -> Event {
+/// How a request fails for a command that the history does not have.
+pub(in crate::engine) fn no_such_command(number: u64, range: Option<(u64, u64)>) -> (Failure, String) {
     let known = match range {
         None => "nothing was sent from here yet".to_owned(),
         Some((first, last)) if first == last => format!("the only one is {first}"),
         Some((first, last)) => format!("kept are {first} to {last}; see `ground-station history`"),
     };
-    Event::failed(Failure::NoMatch, format!("there is no command {number}: {known}"))
+    (Failure::NoMatch, format!("there is no command {number}: {known}"))
 }
 
-/// The store cannot say.
-pub(in crate::engine) fn store_failure(error: &StoreError) -> Event {
-    Event::failed(Failure::Failed, error.to_string())
-}
-
-fn with_end(mut all: Vec<Event>) -> Vec<Event> {
-    all.push(Event::End);
-    all
-}
-
-async fn send_events(events: &mpsc::Sender<Event>, all: Vec<Event>) {
-    for event in all {
-        if events.send(event).await.is_err() {
-            // No caller waits for the reply.
-            return;
-        }
-    }
+/// How a request fails if the store cannot be read.
+pub(in crate::engine) fn store_failure(error: StoreError) -> (Failure, String) {
+    (Failure::Failed, error.to_string())
 }

@@ -1,5 +1,5 @@
-//! Subscribers to the state of nodes and bridged devices: each is sent every change, and what found no room as soon as there
-//! is some.
+//! Watchers: each is sent the state of nodes and bridged devices, and every change. A state that finds no room is sent as soon
+//! as there is some, in its newest form.
 
 use std::collections::BTreeSet;
 
@@ -10,11 +10,11 @@ use tokio::sync::mpsc;
 use crate::engine::registry::NodeRegistry;
 use swarm_shared::api::Event;
 
-/// See the module.
+/// All watchers.
 #[derive(Default)]
 pub(in crate::engine) struct Watchers {
     all: Vec<Watcher>,
-    /// Of whom it has been told that they are put out of the fleet: it is for good.
+    /// Members whose revocation has been reported: it is final.
     reported_revoked: BTreeSet<PeerId>,
 }
 
@@ -26,7 +26,7 @@ struct Watcher {
 }
 
 impl Watchers {
-    /// Shows all nodes that the selector means, and from now on each change.
+    /// Sends the matching nodes, and from now on each change of them.
     pub(in crate::engine) fn subscribe(
         &mut self,
         registry: &NodeRegistry,
@@ -47,7 +47,7 @@ impl Watchers {
         self.all.push(watcher);
     }
 
-    /// Tells of one node's state, and of those that have its name: they say so.
+    /// Sends the state of one node, and of the nodes with its name, which carry a warning of it.
     pub(in crate::engine) fn notify(&mut self, registry: &NodeRegistry, id: PeerId) {
         let namesakes = registry.same_name_nodes(id);
         for watcher in &mut self.all {
@@ -57,14 +57,14 @@ impl Watchers {
         }
     }
 
-    /// Tells that this one is put out of the fleet, once: fleets remember them all.
+    /// Reports a revocation once, although each fleet state names it.
     pub(in crate::engine) fn notify_revoked(&mut self, registry: &NodeRegistry, id: PeerId) {
         if self.reported_revoked.insert(id) {
             self.notify(registry, id);
         }
     }
 
-    /// Tells what found no room before, and forgets who has gone.
+    /// Sends what found no room before, and drops watchers that have gone.
     pub(in crate::engine) fn flush(&mut self, registry: &NodeRegistry) {
         self.all.retain(|watcher| !watcher.events.is_closed());
         for watcher in &mut self.all {
@@ -113,7 +113,7 @@ mod tests {
         }
     }
 
-    fn told(events: &mut mpsc::Receiver<Event>) -> Vec<NodeView> {
+    fn received(events: &mut mpsc::Receiver<Event>) -> Vec<NodeView> {
         let mut views = Vec::new();
         while let Ok(Event::Node(view)) = events.try_recv() {
             views.push(view);
@@ -132,7 +132,7 @@ mod tests {
         watchers.subscribe(&registry, Selector::all(), events);
         let mut names = Vec::new();
         for _ in 0..3 {
-            names.extend(told(&mut seen).into_iter().map(|view| view.node.to_string()));
+            names.extend(received(&mut seen).into_iter().map(|view| view.node.to_string()));
             watchers.flush(&registry);
         }
         names.sort();
@@ -141,35 +141,35 @@ mod tests {
 
     #[test]
     fn watchers_are_notified_of_a_revocation_once() {
-        let mut roll = NodeRegistry::default();
-        roll.admit(node(1, false));
+        let mut registry = NodeRegistry::default();
+        registry.admit(node(1, false));
         let (events, mut seen) = mpsc::channel(8);
         let mut watchers = Watchers::default();
-        watchers.subscribe(&roll, Selector::all(), events);
-        assert!(!told(&mut seen)[0].has_left());
-        roll.admit(node(1, true));
+        watchers.subscribe(&registry, Selector::all(), events);
+        assert!(!received(&mut seen)[0].has_left());
+        registry.admit(node(1, true));
         let id = PublicKey([1; 32]).id();
-        watchers.notify_revoked(&roll, id);
-        watchers.notify_revoked(&roll, id);
-        let views = told(&mut seen);
+        watchers.notify_revoked(&registry, id);
+        watchers.notify_revoked(&registry, id);
+        let views = received(&mut seen);
         assert!(views.len() == 1 && views[0].has_left(), "{views:?}");
     }
 
     #[test]
     fn watchers_are_warned_of_duplicate_names_at_once() {
-        let mut roll = NodeRegistry::default();
-        roll.admit(node(1, false));
+        let mut registry = NodeRegistry::default();
+        registry.admit(node(1, false));
         let (events, mut seen) = mpsc::channel(8);
         let mut watchers = Watchers::default();
-        watchers.subscribe(&roll, Selector::all(), events);
-        assert!(told(&mut seen)[0].warnings.is_empty());
+        watchers.subscribe(&registry, Selector::all(), events);
+        assert!(received(&mut seen)[0].warnings.is_empty());
         let id = PublicKey([2; 32]).id();
-        roll.admit(MemberRow {
+        registry.admit(MemberRow {
             name: NodeName::from_host("n1"),
             ..node(2, false)
         });
-        watchers.notify(&roll, id);
-        let views = told(&mut seen);
+        watchers.notify(&registry, id);
+        let views = received(&mut seen);
         assert_eq!(views.len(), 2, "both");
         for view in &views {
             let expected = Warning::DuplicateName {
@@ -179,33 +179,34 @@ mod tests {
             };
             assert_eq!(view.warnings, [expected]);
         }
-        assert_eq!(roll.views(&Selector::all()).len(), 2);
+        assert_eq!(registry.views(&Selector::all()).len(), 2);
         assert!(
-            roll.views(&Selector::all())
+            registry
+                .views(&Selector::all())
                 .iter()
                 .all(|view| view.warnings.len() == 1)
         );
-        roll.rename(id, NodeName::from_host("n2"));
-        watchers.notify(&roll, PublicKey([1; 32]).id());
-        assert!(told(&mut seen)[0].warnings.is_empty());
+        registry.rename(id, NodeName::from_host("n2"));
+        watchers.notify(&registry, PublicKey([1; 32]).id());
+        assert!(received(&mut seen)[0].warnings.is_empty());
     }
 
     #[test]
     fn revoked_node_is_shown_offline_to_current_watchers() {
-        let mut roll = NodeRegistry::default();
-        roll.admit(node(1, false));
+        let mut registry = NodeRegistry::default();
+        registry.admit(node(1, false));
         let (events, mut seen) = mpsc::channel(8);
         let mut watchers = Watchers::default();
-        watchers.subscribe(&roll, Selector::all(), events);
-        assert_eq!(told(&mut seen).len(), 1);
-        roll.admit(node(1, true));
-        watchers.notify(&roll, PublicKey([1; 32]).id());
-        let views = told(&mut seen);
+        watchers.subscribe(&registry, Selector::all(), events);
+        assert_eq!(received(&mut seen).len(), 1);
+        registry.admit(node(1, true));
+        watchers.notify(&registry, PublicKey([1; 32]).id());
+        let views = received(&mut seen);
         assert_eq!(views.len(), 1);
         assert_eq!(views[0].state, NodeState::Offline);
         assert_eq!(views[0].warnings, [Warning::Revoked]);
         let (events, mut seen) = mpsc::channel(8);
-        watchers.subscribe(&roll, Selector::all(), events);
-        assert!(told(&mut seen).is_empty(), "who comes later never sees it");
+        watchers.subscribe(&registry, Selector::all(), events);
+        assert!(received(&mut seen).is_empty(), "later watchers are not sent it");
     }
 }

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -37,16 +37,16 @@ use tokio::task::JoinSet;
 use super::broadcast::{self as datagrams, NO_FLEET};
 use crate::duration::to_ms;
 use crate::engine::SharedContext;
-use crate::engine::delivery::history_writer::HistoryEntry;
 use crate::engine::delivery::task::DeliveryCommand;
 use crate::engine::delivery::{history_writer, query};
 use crate::engine::registry::{NodeDevice, Target};
+use crate::engine::reporter::Reporter;
 use crate::engine::stop::unconfirmed::UnconfirmedStops;
 use crate::engine::transport::bridge::{self, BridgedTransport, DeviceOperation, DeviceReply};
 use crate::engine::transport::{DeviceTransport as _, TransportError};
+use crate::store::Origin;
 use crate::store::deliveries::{Record, RecordTarget};
-use crate::store::{DeliveryEnd, Origin};
-use swarm_shared::api::{CommandKind, Delivery, Event, Failure, NodeRef};
+use swarm_shared::api::{CommandKind, Event, Failure, NodeRef};
 
 /// News that wait for one stop; one that falls behind asks again every second anyway.
 const STOP_EVENTS_MAX: usize = 4_096;
@@ -289,12 +289,10 @@ struct StopRun {
     orders: Vec<Bytes>,
     sender: StopSender,
     broadcaster: Broadcaster,
-    started: Instant,
+    reporter: Reporter,
     acknowledged: BTreeMap<PeerId, f64>,
     /// Bridged devices whose stop has not ended.
     open_devices: BTreeMap<PeerId, NodeRef>,
-    /// The entry in the history, once the first orders are out.
-    history: Option<HistoryEntry>,
 }
 
 /// What is asked of [`run`].
@@ -342,9 +340,9 @@ pub(in crate::engine) async fn run(
     shared: SharedContext,
     nodes: Vec<(NodeRef, NodeDevice)>,
     request: StopRequest,
-    events: mpsc::Sender<Event>,
+    reporter: Reporter,
 ) {
-    let started = clock::now();
+    let started = reporter.started();
     let StopRequest {
         selector,
         no_match_text,
@@ -388,13 +386,12 @@ pub(in crate::engine) async fn run(
         selectors: Vec::new(),
         orders: Vec::new(),
         broadcaster: Broadcaster::default(),
-        started,
+        reporter: reporter.clone(),
         acknowledged: BTreeMap::new(),
         open_devices: devices
             .iter()
             .map(|device| (device.node.id, device.node.clone()))
             .collect(),
-        history: None,
     };
     let issued = selectors.and_then(|selectors| {
         stop_run.selectors = selectors;
@@ -414,7 +411,8 @@ pub(in crate::engine) async fn run(
         let store = &stop_run.shared.store;
         history_writer::write_audit_entry(store, &user, "stop", selector.as_str(), &error).await;
         let failed = Event::failed(Failure::Failed, format!("{error}{latched_note}"));
-        return drop(events.send(failed).await);
+        reporter.send(failed).await.ok();
+        return;
     }
     // Before what waits is withdrawn: what is asked for later than that finds it here, however long the datagrams take.
     let stops = &stop_run.shared.stops;
@@ -460,9 +458,10 @@ pub(in crate::engine) async fn run(
         };
         let told = tokio::select! {
             biased;
-            () = events.closed() => return,
-            Ok(place) = events.reserve(), if !unsent_events.is_empty() => {
+            () = reporter.caller().closed() => return,
+            Ok(place) = reporter.caller().reserve(), if !unsent_events.is_empty() => {
                 if let Some(event) = unsent_events.pop_front() {
+                    reporter.observe(&event);
                     place.send(event);
                 }
                 None
@@ -488,15 +487,16 @@ pub(in crate::engine) async fn run(
     }
     if no_targets {
         let message = format!("{no_match_text}; the stop went out by datagram all the same{latched_note}");
-        return drop(events.send(Event::failed(Failure::NoMatch, message)).await);
+        reporter.send(Event::failed(Failure::NoMatch, message)).await.ok();
+        return;
     }
     let unfinished = stop_run.end_unfinished();
     for event in unsent_events.into_iter().chain(unfinished) {
-        if events.send(event).await.is_err() {
+        if reporter.send(event).await.is_err() {
             return;
         }
     }
-    let _caller_gone = events.send(Event::End).await;
+    reporter.send(Event::End).await.ok();
 }
 
 impl StopRun {
@@ -536,7 +536,7 @@ impl StopRun {
         });
     }
 
-    fn record_history(&mut self, record: Record) {
+    fn record_history(&self, record: Record) {
         let devices: BTreeSet<PeerId> = self.open_devices.keys().copied().collect();
         let abandoned = move |id: &PeerId| {
             let error = if devices.contains(id) {
@@ -546,9 +546,7 @@ impl StopRun {
             };
             Reply::ended(Outcome::NoAnswer, error)
         };
-        let shared = &self.shared;
-        let history = HistoryEntry::open(&shared.tasks, shared.store.clone(), record, abandoned, None);
-        self.history = Some(history);
+        self.reporter.open_history(record, abandoned, false);
     }
 
     /// A stop by datagram only, of nodes that this station does not know, has no deliveries.
@@ -616,7 +614,7 @@ impl StopRun {
             ReportResult::Unchanged => None,
             ReportResult::Stopped => {
                 self.shared.stops.unconfirmed.clear(id);
-                let ms = query::elapsed_ms(self.started);
+                let ms = query::elapsed_ms(self.reporter.started());
                 self.acknowledged.insert(id, ms);
                 Some(Event::Acknowledged { node, ms })
             }
@@ -640,21 +638,12 @@ impl StopRun {
     }
 
     fn end_delivery(&self, node: NodeRef, mut reply: Reply) -> Event {
-        let id = node.id;
-        let ms = query::elapsed_ms(self.started);
-        let acknowledged = self.acknowledged.get(&id).copied().unwrap_or(ms);
         if let Some(Value::Object(fields)) = &mut reply.value {
+            let ms = query::elapsed_ms(self.reporter.started());
+            let acknowledged = self.acknowledged.get(&node.id).copied().unwrap_or(ms);
             fields.insert("acknowledged_ms".to_owned(), json!(acknowledged));
         }
-        if let Some(history) = &self.history {
-            let end = DeliveryEnd {
-                node: id,
-                part: 0,
-                reply: reply.clone(),
-            };
-            history.add_end(end);
-        }
-        Event::Delivery(Delivery::new(node, reply, ms))
+        self.reporter.record_end(node, reply)
     }
 
     /// Those who have not said all when time is up.

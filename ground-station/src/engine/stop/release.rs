@@ -18,14 +18,14 @@ use tokio::task::JoinSet;
 
 use crate::duration::to_ms;
 use crate::engine::SharedContext;
-use crate::engine::delivery::history_writer::HistoryEntry;
 use crate::engine::delivery::{history_writer, query};
 use crate::engine::registry::{Device, NodeDevice, Target};
+use crate::engine::reporter::{Reporter, given_up};
 use crate::engine::stop::coordinator::history_record;
 use crate::engine::transport::bridge::{
     self, BridgedDevices, BridgedTransport, DeviceOperation, DeviceReply,
 };
-use crate::store::{DeliveryEnd, Origin};
+use crate::store::Origin;
 use swarm_shared::api::{CommandKind, Event, Failure, NodeRef};
 
 /// How long a release may still take effect.
@@ -65,9 +65,9 @@ pub(in crate::engine) async fn run(
     devices: BridgedDevices,
     targets: Vec<Target>,
     request: ReleaseRequest,
-    events: mpsc::Sender<Event>,
+    reporter: Reporter,
 ) {
-    let started = clock::now();
+    let started = reporter.started();
     let ReleaseRequest {
         selector,
         no_match_text,
@@ -93,18 +93,11 @@ pub(in crate::engine) async fn run(
         let detail = selector.as_str();
         history_writer::write_audit_entry(&shared.store, &origin.user, "release", detail, &outcome).await;
         let failed = Event::failed(Failure::NoMatch, format!("{no_match_text}{more}"));
-        events.send(failed).await.ok();
+        reporter.send(failed).await.ok();
         return;
     }
     let record = history_record(CommandKind::Release, &selector, &nodes, to_ms(timeout), origin);
-    let abandoned = Reply::failed("given up before its end: whoever asked for it went away");
-    let history = HistoryEntry::open(
-        &shared.tasks,
-        shared.store.clone(),
-        record,
-        move |_| abandoned.clone(),
-        None,
-    );
+    reporter.open_history(record, given_up, false);
     let deadlines = ReleaseDeadlines {
         link_deadline: shared.started + timeout,
         reply_deadline: started + timeout,
@@ -126,7 +119,7 @@ pub(in crate::engine) async fn run(
         .into_iter()
         .chain([Event::Targets { targets: nodes }]);
     for event in first {
-        if events.send(event).await.is_err() {
+        if reporter.send(event).await.is_err() {
             return;
         }
     }
@@ -153,28 +146,20 @@ pub(in crate::engine) async fn run(
                     None => continue,
                 }
             }
-            () = events.closed(), if !is_lifting => return,
+            () = reporter.caller().closed(), if !is_lifting => return,
             Some(ended) = at_work.join_next() => match ended {
-                Ok((node, reply)) => {
-                    let end = DeliveryEnd {
-                        node: node.id,
-                        part: 0,
-                        reply: reply.clone(),
-                    };
-                    history.add_end(end);
-                    query::delivery_event(&node, reply, started)
-                }
+                Ok((node, reply)) => reporter.record_end(node, reply),
                 Err(error) => {
                     tracing::error!(%error, "Release task panicked");
                     continue;
                 }
             },
         };
-        if events.send(ended).await.is_err() && !is_lifting {
+        if reporter.send(ended).await.is_err() && !is_lifting {
             return;
         }
     }
-    events.send(Event::End).await.ok();
+    reporter.send(Event::End).await.ok();
 }
 
 /// Ends latched stops. Returns a note if that is not stored in time: it is in force all the same.

@@ -77,7 +77,7 @@ async fn commands_to_bridged_devices_cannot_be_cancelled() {
     };
     let number = store.record(record).await.expect("kept");
     store.close().await;
-    let Err(Event::Failed { failure, message }) = find_command(dir.path(), number).await else {
+    let Err((failure, message)) = find_command(dir.path(), number).await else {
         panic!("nothing to take back")
     };
     assert_eq!(failure, Failure::Usage);

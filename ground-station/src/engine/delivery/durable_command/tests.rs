@@ -86,10 +86,14 @@ async fn batch_run_stored_too_late_ends_for_every_target() {
         },
         selector: "all".to_owned(),
         origin: Origin::command_by("pi"),
-        requested_at: clock::now(),
     };
     let (events, mut told) = mpsc::channel(64);
-    let running = tokio::spawn(run(shared.clone(), targets, act, events));
+    let running = tokio::spawn(run(
+        shared.clone(),
+        targets,
+        act,
+        Reporter::for_test(&shared, events),
+    ));
     let mut ends = Vec::new();
     loop {
         let event = clock::timeout_at(clock::now() + SOON, told.recv()).await;
@@ -158,10 +162,14 @@ async fn final_replies(shared: &SharedContext, targets: &[Target]) -> Vec<(Strin
         },
         selector: "all".to_owned(),
         origin: Origin::command_by("pi"),
-        requested_at: clock::now(),
     };
     let (events, mut told) = mpsc::channel(64);
-    tokio::spawn(run(shared.clone(), targets.to_vec(), act, events));
+    tokio::spawn(run(
+        shared.clone(),
+        targets.to_vec(),
+        act,
+        Reporter::for_test(shared, events),
+    ));
     let mut ends = Vec::new();
     while let Some(event) = told.recv().await {
         if let Event::Delivery(delivery) = event {

@@ -8,7 +8,7 @@ use swarm_shared::proto::wire::Lane;
 use super::*;
 use crate::store::deliveries::RecordTarget;
 use crate::store::{Origin, history};
-use swarm_shared::api::{CommandKind, Failure, HistoryQuery, HistoryState, NodeRef};
+use swarm_shared::api::{CommandKind, HistoryQuery, HistoryState, NodeRef};
 
 fn node(number: u8) -> NodeRef {
     NodeRef {
@@ -164,42 +164,6 @@ async fn outcomes_are_retried_until_the_disk_accepts_them() {
     tasks.close();
     tasks.wait().await;
     assert_one_done_and_one_abandoned(dir.path()).await;
-}
-
-#[tokio::test]
-async fn audit_records_user_and_outcome() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let store = Store::open(dir.path()).await.expect("opens");
-    let tasks = TaskTracker::new();
-    for (last, outcome) in [
-        (Some(Event::End), "done"),
-        (
-            Some(Event::failed(Failure::NoMatch, "no such node")),
-            "no such node",
-        ),
-        (None, "cut off: whoever asked went away"),
-    ] {
-        let request = FleetRequest::Revoke {
-            node: "drone-07".to_owned(),
-        };
-        let what = audit_entry(&request.into()).expect("audited");
-        let (events, mut told) = mpsc::channel(EVENTS_MAX);
-        let to = audit_stream(&tasks, store.clone(), "eva".to_owned(), what, events);
-        match last.clone() {
-            Some(last) => to.send(last).await.expect("taken"),
-            None => drop(to),
-        }
-        assert_eq!(told.recv().await, last);
-        let query = HistoryQuery {
-            limit: 1,
-            ..HistoryQuery::default()
-        };
-        let found = history::run_query(dir.path(), move |c| history::audit_trail(c, &query, u64::MAX)).await;
-        let found = found.expect("read").expect("there is one");
-        let entry = found.first().expect("noted before it was told");
-        let noted = [&entry.who, &entry.what, &entry.detail, &entry.outcome].map(String::as_str);
-        assert_eq!(noted, ["eva", "revoke", "drone-07", outcome]);
-    }
 }
 
 #[test]

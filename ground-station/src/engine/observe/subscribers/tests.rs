@@ -1,3 +1,7 @@
+//! Subscribers.
+
+use std::sync::Arc;
+
 use serde_json::json;
 use swarm_shared::proto::id::NodeName;
 use swarm_shared::proto::message::Arguments;
@@ -5,8 +9,10 @@ use swarm_shared::proto::outcome::Outcome;
 use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::wire::Lane;
 
+use super::super::observed_request::{EVENT_BUFFER_MAX, NUMBER_TIMEOUT, ObservedRequest};
 use super::*;
-use swarm_shared::api::FleetRequest;
+use crate::store::Origin;
+use swarm_shared::api::{ActRequest, CommandKind, Delivery, Failure, FleetRequest, Request};
 
 fn node(number: u8) -> NodeRef {
     NodeRef {
@@ -44,10 +50,8 @@ impl Rig {
         follower
     }
 
-    fn ask(&self, request: &Request, origin: &Origin) -> (mpsc::Sender<Event>, mpsc::Receiver<Event>) {
-        let (events, asker) = mpsc::channel(EVENTS_MAX);
-        let to = self.subscribers.tap(&self.tasks, request, origin, events);
-        (to, asker)
+    fn observe(&self, request: &Request, origin: &Origin) -> Option<Arc<ObservedRequest>> {
+        self.subscribers.broadcast.observe(&self.tasks, request, origin)
     }
 
     fn read(&mut self, number: u8, values: Value) {
@@ -70,40 +74,35 @@ fn delivery(output: String) -> Event {
 }
 
 #[tokio::test]
-async fn requests_are_not_tapped_without_subscribers() {
+async fn requests_are_observed_only_with_subscribers() {
     let mut rig = Rig::default();
-    let (events, _asker) = mpsc::channel(1);
-    let overhear = |rig: &Rig, request: &Request| {
-        let to = rig
-            .subscribers
-            .tap(&rig.tasks, request, &Origin::command_by("eva"), events.clone());
-        to.same_channel(&events)
-    };
-    assert!(overhear(&rig, &command("led")) && rig.tasks.is_empty());
+    let is_observed =
+        |rig: &Rig, request: &Request| rig.observe(request, &Origin::command_by("eva")).is_some();
+    assert!(!is_observed(&rig, &command("led")) && rig.tasks.is_empty());
     let follower = rig.follow(true, 8);
-    assert!(!overhear(&rig, &command("led")) && rig.subscribers.wants_telemetry());
+    assert!(is_observed(&rig, &command("led")) && rig.subscribers.wants_telemetry());
     assert!(
-        overhear(&rig, &FleetRequest::Members.into()),
-        "over as soon as it is answered"
+        !is_observed(&rig, &FleetRequest::Members.into()),
+        "it ends as soon as it is answered"
     );
     drop(follower);
     rig.subscribers.flush();
     assert!(!rig.subscribers.wants_telemetry());
-    // Its task has to see it first.
+    // The subscriber's task has to notice first.
     rig.shutdown.cancel();
     rig.tasks.close();
     rig.tasks.wait().await;
-    assert!(overhear(&rig, &command("led")));
+    assert!(!is_observed(&rig, &command("led")));
 }
 
 #[tokio::test]
-async fn caller_and_subscriber_receive_all_events() {
+async fn subscriber_receives_events_with_the_history_number() {
     let mut rig = Rig::default();
     let mut follower = rig.follow(false, 8);
     let origin = Origin::command_by("eva");
-    let (to, mut asker) = rig.ask(&command("led"), &origin);
+    let observed = rig.observe(&command("led"), &origin).expect("observed");
     let long = "x".repeat(100_000);
-    let said = [
+    let sent = [
         Event::Targets {
             targets: vec![node(1)],
         },
@@ -111,12 +110,11 @@ async fn caller_and_subscriber_receive_all_events() {
         delivery(long.clone()),
         Event::End,
     ];
-    for event in said.clone() {
-        to.send(event.clone()).await.expect("read");
-        assert_eq!(asker.recv().await, Some(event));
+    for event in &sent {
+        observed.push(event);
         origin.history_number.get_or_set(7);
     }
-    let mut told = Vec::new();
+    let mut received = Vec::new();
     for _ in 0..3 {
         let Some(Event::Observed {
             kind,
@@ -126,17 +124,21 @@ async fn caller_and_subscriber_receive_all_events() {
             event,
         }) = follower.recv().await
         else {
-            panic!("three words")
+            panic!("three events")
         };
         assert_eq!(
             (kind, what.as_str(), who.as_str()),
             (CommandKind::Command, "led", "eva")
         );
-        told.push((number, *event));
+        received.push((number, *event));
     }
-    assert_eq!(told[0], (Some(7), said[0].clone()), "its number is waited for");
-    let (Some(7), Event::Delivery(cut)) = &told[1] else {
-        panic!("{:?}", told[1])
+    assert_eq!(
+        received[0],
+        (Some(7), sent[0].clone()),
+        "its number is waited for"
+    );
+    let (Some(7), Event::Delivery(cut)) = &received[1] else {
+        panic!("{:?}", received[1])
     };
     assert_eq!((cut.state, cut.error.as_deref()), (Outcome::Failed, Some("no")));
     let output = cut.output.as_deref().expect("kept");
@@ -145,106 +147,96 @@ async fn caller_and_subscriber_receive_all_events() {
         "{}",
         output.len()
     );
-    assert_eq!(told[2], (Some(7), Event::End));
+    assert_eq!(received[2], (Some(7), Event::End));
 }
 
 #[tokio::test(start_paused = true)]
-async fn tap_waits_for_the_history_number_up_to_its_timeout() {
+async fn first_events_wait_for_the_history_number_up_to_a_timeout() {
     let mut rig = Rig::default();
     let mut follower = rig.follow(false, 8);
     let mut read = || {
-        let word = follower.try_recv().ok()?;
-        let Event::Observed { number, event, .. } = word else {
-            panic!("{word:?}")
+        let event = follower.try_recv().ok()?;
+        let Event::Observed { number, event, .. } = event else {
+            panic!("{event:?}")
         };
         assert!(matches!(*event, Event::Targets { .. }), "{event:?}");
         Some(number)
     };
-    let begins = Event::Targets { targets: Vec::new() };
-    let settled = async |to: &mpsc::Sender<Event>, asker: &mut mpsc::Receiver<Event>| {
-        to.send(begins.clone()).await.expect("read");
-        assert!(asker.recv().await.is_some(), "whoever asked waits for no number");
+    let push_first = async |observed: &Arc<ObservedRequest>| {
+        observed.push(&Event::Targets { targets: Vec::new() });
         tokio::time::sleep(NUMBER_TIMEOUT / 2).await;
     };
-    // Known by and by, with nothing else to tell.
+    // The number comes, and no other event.
     let origin = Origin::command_by("eva");
-    let (to, mut asker) = rig.ask(&command("led"), &origin);
-    settled(&to, &mut asker).await;
+    let observed = rig.observe(&command("led"), &origin).expect("observed");
+    push_first(&observed).await;
     assert_eq!(read(), None);
     origin.history_number.get_or_set(7);
     tokio::time::sleep(NUMBER_TIMEOUT / 8).await;
     assert_eq!(read(), Some(Some(7)));
-    // Never known, and what has none.
-    let (to, mut asker) = rig.ask(&command("led"), &Origin::command_by("eva"));
-    settled(&to, &mut asker).await;
+    // The number does not come.
+    let led = rig.observe(&command("led"), &Origin::command_by("eva"));
+    push_first(&led.expect("observed")).await;
     assert_eq!(read(), None);
     tokio::time::sleep(NUMBER_TIMEOUT).await;
     assert_eq!(read(), Some(None));
-    let (to, mut asker) = rig.ask(&command("ping"), &Origin::command_by("eva"));
-    settled(&to, &mut asker).await;
+    // A read has no number.
+    let ping = rig.observe(&command("ping"), &Origin::command_by("eva"));
+    push_first(&ping.expect("observed")).await;
     assert_eq!(read(), Some(None));
 }
 
 #[tokio::test]
-async fn subscriber_learns_that_the_caller_left() {
+async fn subscriber_is_told_the_end_of_a_request_once() {
     let mut rig = Rig::default();
     let mut follower = rig.follow(false, 8);
     let stop = ActRequest::Stop {
         selector: Selector::all(),
         timeout_ms: None,
     };
-    let (to, asker) = rig.ask(&stop.into(), &Origin::command_by("eva"));
-    drop(asker);
-    to.closed().await;
+    let stop: Request = stop.into();
+    let observed = rig.observe(&stop, &Origin::command_by("eva")).expect("observed");
+    observed.end("cut off");
+    observed.end("cut off");
     let Some(Event::Observed {
         kind, what, event, ..
     }) = follower.recv().await
     else {
-        panic!("a word")
+        panic!("an event")
     };
     assert_eq!((kind, what.as_str()), (CommandKind::Stop, "stop"));
-    assert!(
-        matches!(
-            *event,
-            Event::Failed {
-                failure: Failure::ShutDown,
-                ..
-            }
-        ),
-        "{event:?}"
-    );
+    assert_eq!(*event, Event::failed(Failure::ShutDown, "cut off"));
+    assert!(follower.try_recv().is_err());
 }
 
 #[tokio::test]
 async fn slow_subscriber_loses_only_the_oldest_events() {
     let mut rig = Rig::default();
     let mut follower = rig.follow(false, 1);
-    let (to, mut asker) = rig.ask(&command("led"), &Origin::command_by("eva"));
-    let words = EVENT_BUFFER_MAX + 500;
-    for number in 0..words {
-        let event = Event::Progress {
+    let observed = rig.observe(&command("led"), &Origin::command_by("eva"));
+    let observed = observed.expect("observed");
+    let count = EVENT_BUFFER_MAX + 500;
+    for number in 0..count {
+        observed.push(&Event::Progress {
             node: node(1),
             bytes: number as u64,
             total: 0,
-        };
-        to.send(event).await.expect("taken");
-        assert!(asker.recv().await.is_some(), "nobody waits for the follower");
+        });
     }
-    drop(to);
-    let (mut heard, mut missed, mut newest) = (0, 0, None);
-    while heard + missed < words as u64 {
+    let (mut received, mut missed, mut newest) = (0, 0, None);
+    while received + missed < count as u64 {
         let event = follower.recv().await.expect("goes on");
         if let Event::Lagged { count } = event {
             missed += count;
         } else if let Event::Observed { event, .. } = event {
-            (heard, newest) = (heard + 1, Some(*event));
+            (received, newest) = (received + 1, Some(*event));
         } else {
             panic!("{event:?}");
         }
     }
     assert!(
-        missed >= 400 && heard >= EVENT_BUFFER_MAX as u64 - 1,
-        "{missed} {heard}"
+        missed >= 400 && received >= EVENT_BUFFER_MAX as u64 - 1,
+        "{missed} {received}"
     );
     assert!(newest.is_some());
 }

@@ -172,7 +172,12 @@ async fn stop_targets_are_unconfirmed_before_the_first_await() {
         origin: Origin::command_by("pi"),
     };
     let (events, _told) = mpsc::channel(8);
-    let mut stopping = pin!(run(shared.clone(), vec![(name, device)], request, events));
+    let mut stopping = pin!(run(
+        shared.clone(),
+        vec![(name, device)],
+        request,
+        Reporter::for_test(&shared, events)
+    ));
     tokio::select! {
         biased;
         () = &mut stopping => panic!("it waits for an answer"),
