@@ -74,13 +74,20 @@ impl Connection {
         screen: &mut Screen,
     ) -> Result<Self, CliError> {
         match find_station(common, verb, screen).await? {
-            StationState::Running(socket) => Ok(Self {
-                fleet: running_station(common, socket, screen),
-                own_station: None,
-            }),
+            StationState::Running(socket) => {
+                Ok(Self::without_station(running_station(common, socket, screen)))
+            }
             StationState::NotRunning(lock) => {
                 Self::start_own_station(common, lock, |_config| Ok(()), purpose.clone()).await
             }
+        }
+    }
+
+    /// A fleet whose links are in another process, or nowhere.
+    fn without_station(fleet: Fleet) -> Self {
+        Self {
+            fleet,
+            own_station: None,
         }
     }
 
@@ -92,10 +99,7 @@ impl Connection {
         let state_dir = state_dir(common).map_err(OpenError::Fault)?;
         let socket = state_dir.join(CONTROL_SOCKET);
         if is_listening(&socket).await {
-            return Ok(Self {
-                fleet: Fleet::remote(socket),
-                own_station: None,
-            });
+            return Ok(Self::without_station(Fleet::remote(socket)));
         }
         let lock = StateLock::try_acquire(&state_dir, "ground-station stop");
         let lock = lock.map_err(|error| match &error {
@@ -114,10 +118,7 @@ impl Connection {
     pub(super) async fn open_running(common: &CommonOptions) -> Result<Option<Self>, CliError> {
         let socket = state_dir(common)?.join(CONTROL_SOCKET);
         let running = is_listening(&socket).await;
-        Ok(running.then(|| Self {
-            fleet: Fleet::remote(socket),
-            own_station: None,
-        }))
+        Ok(running.then(|| Self::without_station(Fleet::remote(socket))))
     }
 
     /// For a verb that cancels queued commands: a running `serve`, or the store alone. No link comes up, so that nothing
@@ -131,10 +132,7 @@ impl Connection {
             StationState::Running(socket) => running_station(common, socket, screen),
             StationState::NotRunning(lock) => engine::cancel_only_fleet(lock),
         };
-        Ok(Self {
-            fleet,
-            own_station: None,
-        })
+        Ok(Self::without_station(fleet))
     }
 
     /// For a verb that reads the history: asks a running `serve`, or else reads the store even while it is locked.
@@ -146,10 +144,7 @@ impl Connection {
         } else {
             offline_history::open(state_dir)
         };
-        Ok(Self {
-            fleet,
-            own_station: None,
-        })
+        Ok(Self::without_station(fleet))
     }
 
     /// For a verb that runs until it is interrupted: if it brings up the links itself, other verbs can use them.
@@ -158,15 +153,7 @@ impl Connection {
         verb: &str,
         screen: &mut Screen,
     ) -> Result<Self, CliError> {
-        match find_station(common, verb, screen).await? {
-            StationState::Running(socket) => Ok(Self {
-                fleet: running_station(common, socket, screen),
-                own_station: None,
-            }),
-            StationState::NotRunning(lock) => {
-                Self::start_own_station(common, lock, |_config| Ok(()), Mode::Daemon).await
-            }
-        }
+        Self::open_with_purpose(common, verb, &Mode::Daemon, screen).await
     }
 
     /// For `serve`: fails if another process has the state directory.

@@ -26,8 +26,7 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(args: Args, common: &CommonOptions, screen: &mut Screen) -> Result<u8, CliError> {
-    let (selector, path) =
-        Selector::split_path(&args.from).map_err(|error| CliError::usage(error.to_string()))?;
+    let (selector, path) = Selector::split_path(&args.from)?;
     names::check_path(path)?;
     std::fs::create_dir_all(&args.dir)
         .map_err(|error| CliError::usage(format!("cannot make {:?}: {error}", args.dir)))?;

@@ -90,8 +90,7 @@ async fn watch(fleet: &Fleet, selector: Selector, screen: &mut Screen) -> Result
                 continue;
             }
         };
-        let event = event.map_err(|error| CliError::from_failure(error.failure(), error.to_string()))?;
-        let Some(event) = event else {
+        let Some(event) = event? else {
             return Ok(if shown.nodes.is_empty() { EXIT_NO_MATCH } else { 0 });
         };
         screen.print_event(&event)?;

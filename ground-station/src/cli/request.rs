@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use swarm_shared::net::clock;
 use swarm_shared::proto::message::Arguments;
-use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::wire::Lane;
 
@@ -13,7 +12,7 @@ use super::connect::Connection;
 use super::screen::{CliError, EXIT_INTERRUPTED, Screen};
 use crate::duration::to_ms;
 use crate::view::deliveries::DeliveryReport;
-use swarm_shared::api::{ActRequest, Delivery, Event, Failure, Request};
+use swarm_shared::api::{ActRequest, Event, Failure, Request};
 use swarm_shared::client::Fleet;
 
 /// Interval of progress updates; a shorter request shows none.
@@ -110,31 +109,20 @@ async fn run_and_report(
         Ok(())
     })
     .await?;
+    let took = clock::since(started);
     if let RequestEnd::Failed(Failure::ShutDown, why) = &ended {
-        // Each target is in the report.
-        let ms = Duration::as_secs_f64(&clock::since(started)) * 1_000.0;
-        for target in report.unanswered_targets() {
-            let unanswered = Event::Delivery(Delivery::new(
-                target,
-                Reply::ended(Outcome::NoAnswer, why.clone()),
-                ms,
-            ));
-            screen.print_event(&unanswered)?;
-            report.on_event(&unanswered);
-        }
+        screen.report_no_answer(&mut report, why, took)?;
     }
-    let summary = report.summary(clock::since(started), screen.style);
     let begun = report.counts().1 > 0;
-    if !screen.json && begun {
-        screen.print_result(&report.groups(screen.style))?;
-        if !screen.quiet || matches!(ended, RequestEnd::Interrupted) {
-            screen.print_result(&format!("\n{summary}"))?;
-        }
+    if begun {
+        let with_summary = !screen.quiet || matches!(ended, RequestEnd::Interrupted);
+        screen.print_report(&report, with_summary.then_some(took))?;
     }
     match ended {
         RequestEnd::Complete => Ok(report.exit_status()),
         RequestEnd::Interrupted => {
             if screen.json || !begun {
+                let summary = report.summary(took, screen.style);
                 screen.print_note(&format!("interrupted: {summary}"));
             }
             for number in issued {

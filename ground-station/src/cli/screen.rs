@@ -13,7 +13,10 @@ use crate::engine::files::names::FilesError;
 use crate::store::lock::LockError;
 use crate::view::deliveries::DeliveryReport;
 use crate::view::{self, Paint, Style};
-use swarm_shared::api::{Event, Failure};
+use swarm_shared::api::{Delivery, Event, Failure};
+use swarm_shared::client::RequestError;
+use swarm_shared::proto::outcome::{Outcome, Reply};
+use swarm_shared::proto::selector::BadSelector;
 
 /// Exit status: the request failed.
 pub(super) const EXIT_FAILED: u8 = 1;
@@ -88,33 +91,29 @@ impl From<io::Error> for CliError {
     }
 }
 
-impl From<ConfigError> for CliError {
-    fn from(error: ConfigError) -> Self {
-        Self::usage(error.to_string())
-    }
+/// Errors that the user mends by another option or configuration.
+macro_rules! usage_errors {
+    ($($error:ty),*) => {
+        $(impl From<$error> for CliError {
+            fn from(error: $error) -> Self {
+                Self::usage(error.to_string())
+            }
+        })*
+    };
 }
 
-impl From<LockError> for CliError {
-    fn from(error: LockError) -> Self {
-        Self::usage(error.to_string())
-    }
-}
+usage_errors!(
+    ConfigError,
+    LockError,
+    ServerError,
+    FilesError,
+    EngineError,
+    BadSelector
+);
 
-impl From<ServerError> for CliError {
-    fn from(error: ServerError) -> Self {
-        Self::usage(error.to_string())
-    }
-}
-
-impl From<FilesError> for CliError {
-    fn from(error: FilesError) -> Self {
-        Self::usage(error.to_string())
-    }
-}
-
-impl From<EngineError> for CliError {
-    fn from(error: EngineError) -> Self {
-        Self::usage(error.to_string())
+impl From<RequestError> for CliError {
+    fn from(error: RequestError) -> Self {
+        Self::from_failure(error.failure(), error.to_string())
     }
 }
 
@@ -163,6 +162,38 @@ impl Screen {
         match view::json::line(event) {
             Some(line) if self.json => self.print_result(&line),
             Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Adds the outcome `no-answer` for each target without an outcome, so that every target is in the report.
+    pub(super) fn report_no_answer(
+        &mut self,
+        report: &mut DeliveryReport,
+        reason: &str,
+        took: Duration,
+    ) -> Result<(), CliError> {
+        for target in report.unanswered_targets() {
+            let reply = Reply::ended(Outcome::NoAnswer, reason);
+            let event = Event::Delivery(Delivery::new(target, reply, took.as_secs_f64() * 1_000.0));
+            self.print_event(&event)?;
+            report.on_event(&event);
+        }
+        Ok(())
+    }
+
+    /// Without `--json`: writes the groups of a report, and its summary unless that is left out.
+    pub(super) fn print_report(
+        &mut self,
+        report: &DeliveryReport,
+        summary: Option<Duration>,
+    ) -> Result<(), CliError> {
+        if self.json {
+            return Ok(());
+        }
+        self.print_result(&report.groups(self.style))?;
+        match summary {
+            Some(took) => self.print_result(&format!("\n{}", report.summary(took, self.style))),
+            None => Ok(()),
         }
     }
 

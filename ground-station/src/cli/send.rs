@@ -50,8 +50,7 @@ fn plan_transfer(args: Args) -> Result<(Selector, FilesToSend), CliError> {
     let Some((target, sources)) = args.arguments.split_last() else {
         return Err(CliError::usage("name files, and then SELECTOR:DEST"));
     };
-    let (selector, dest) =
-        Selector::split_path(target).map_err(|error| CliError::usage(error.to_string()))?;
+    let (selector, dest) = Selector::split_path(target)?;
     names::check_path(dest)?;
     if let Some(dir) = args.per_node {
         if let Some(extra) = sources.first() {

@@ -6,7 +6,6 @@ use std::borrow::Cow;
 
 use datagram_fallback::DatagramFallback;
 use swarm_shared::net::clock;
-use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::selector::Selector;
 
 use super::CommonOptions;
@@ -129,20 +128,11 @@ async fn follow(
         }
     }
     if let Some(why) = no_answer_reason {
-        let ms = clock::since(started).as_secs_f64() * 1_000.0;
-        // Each target is in the report.
-        for target in report.unanswered_targets() {
-            let reply = Reply::ended(Outcome::NoAnswer, why);
-            let lost = Event::Delivery(Delivery::new(target, reply, ms));
-            screen.print_event(&lost)?;
-            report.on_event(&lost);
-        }
+        screen.report_no_answer(&mut report, why, clock::since(started))?;
     }
     let begun = report.counts().1 > 0;
-    if !screen.json && begun {
-        screen.print_result(&report.groups(screen.style))?;
-        let summary = report.summary(clock::since(started), screen.style);
-        screen.print_result(&format!("\n{summary}"))?;
+    if begun {
+        screen.print_report(&report, Some(clock::since(started)))?;
     }
     match ended {
         // Reported above, with a remedy.

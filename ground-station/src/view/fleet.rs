@@ -21,7 +21,7 @@ pub fn membership(view: &MembershipView, style: Style) -> String {
         style.paint(&view.fleet.short(), Paint::Strong),
         style.paint(view.node.as_str(), Paint::Strong),
         view.id.short(),
-        role_text(view.role),
+        view.role,
     )
 }
 
@@ -42,7 +42,7 @@ pub fn invitation(view: &InvitationView, style: Style) -> String {
     format!(
         "{}\nvalid {uses}, for {valid}, as {}; on the other machine:\n  {join} {}\n{config}keep `ground-station serve` running here until it has joined\n",
         style.paint(&view.code, Paint::Strong),
-        role_text(view.role),
+        view.role,
         view.code,
     )
 }
@@ -60,14 +60,10 @@ pub fn members_table(views: &[MemberView], style: Style) -> Vec<String> {
             vec![
                 Cell::plain(view.node.as_str()),
                 Cell::painted(view.id.short(), Paint::Dim),
-                Cell::plain(role_text(view.role)),
+                Cell::plain(view.role.to_string()),
                 standing,
                 Cell::plain(format_age(view.last_heard_ms)),
-                Cell::plain(
-                    view.address
-                        .map(|address| address.to_string())
-                        .unwrap_or_default(),
-                ),
+                Cell::optional(view.address),
             ]
         })
         .collect();
@@ -91,11 +87,7 @@ pub fn pending_table(views: &[PendingView], style: Style) -> Vec<String> {
                 Cell::plain(view.node.as_str()),
                 Cell::plain(view.id.short()),
                 Cell::plain(format_age(Some(view.waiting_ms))),
-                Cell::plain(
-                    view.address
-                        .map(|address| address.to_string())
-                        .unwrap_or_default(),
-                ),
+                Cell::optional(view.address),
             ]
         })
         .collect();
@@ -105,13 +97,4 @@ pub fn pending_table(views: &[PendingView], style: Style) -> Vec<String> {
         "compare the id with the one in the node's log, then: ground-station fleet accept NODE".to_owned(),
     );
     lines
-}
-
-fn role_text(role: Role) -> &'static str {
-    match role {
-        Role::Observer => "observer",
-        Role::Node => "node",
-        Role::Operator => "operator",
-        Role::Admin => "admin",
-    }
 }

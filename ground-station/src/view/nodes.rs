@@ -147,11 +147,7 @@ fn row(view: &NodeView, heard: Option<u64>) -> Vec<Cell> {
         Cell::painted(view.id.short(), Paint::Dim),
         Cell::painted(state_text(view), node_paint(view)),
         Cell::plain(format_age(heard)),
-        Cell::plain(
-            view.address
-                .map(|address| address.to_string())
-                .unwrap_or_default(),
-        ),
+        Cell::optional(view.address),
         Cell::plain(tags.join(" ")),
         Cell::plain(view.software.as_deref().map(sanitize).unwrap_or_default()),
         checks(view),

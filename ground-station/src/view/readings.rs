@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use super::{sanitize, table};
+use crate::text::pluralize;
 use swarm_shared::api::NodeView;
 
 /// Most columns of readings.
@@ -102,14 +103,9 @@ fn format_value(value: &Value) -> String {
             let items: Vec<String> = items.iter().take(CHARS_MAX).map(format_value).collect();
             items.join(" ")
         }
-        Value::Array(items) => item_count(items.len(), "item"),
-        Value::Object(fields) => item_count(fields.len(), "field"),
+        Value::Array(items) => pluralize(items.len(), "item"),
+        Value::Object(fields) => pluralize(fields.len(), "field"),
     }
-}
-
-fn item_count(number: usize, what: &str) -> String {
-    let plural = if number == 1 { "" } else { "s" };
-    format!("{number} {what}{plural}")
 }
 
 #[cfg(test)]

@@ -18,6 +18,11 @@ impl Cell {
         }
     }
 
+    /// The value as plain text; empty if there is none.
+    pub fn optional(value: Option<impl ToString>) -> Self {
+        Self::plain(value.map(|value| value.to_string()).unwrap_or_default())
+    }
+
     /// Text in a colour.
     pub fn painted(text: impl Into<String>, paint: Paint) -> Self {
         Self {

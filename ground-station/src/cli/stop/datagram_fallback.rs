@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use swarm_shared::net::clock;
-use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::selector::Selector;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -21,7 +20,7 @@ use crate::cli::screen::{CliError, EXIT_INTERRUPTED, Screen};
 use crate::config::Config;
 use crate::engine::stop::broadcast::StopBroadcast;
 use crate::view::deliveries::DeliveryReport;
-use swarm_shared::api::{Delivery, Event, Failure};
+use swarm_shared::api::{Event, Failure};
 
 /// How long to wait for links before datagrams go out without them.
 const START_DELAY: Duration = Duration::from_millis(250);
@@ -206,18 +205,9 @@ impl DatagramFallback {
         report.on_event(&Event::Targets {
             targets: shout.targets().to_vec(),
         });
-        for target in shout.targets() {
-            let text = "NO ANSWER: the stop went out to it by datagram, which it cannot acknowledge; look whether it \
-                        has stopped";
-            let reply = Reply::ended(Outcome::NoAnswer, text);
-            let event = Event::Delivery(Delivery::new(target.clone(), reply, took.as_secs_f64() * 1_000.0));
-            screen.print_event(&event)?;
-            report.on_event(&event);
-        }
-        if !screen.json {
-            screen.print_result(&report.groups(screen.style))?;
-            screen.print_result(&format!("\n{}", report.summary(took, screen.style)))?;
-        }
+        let reason = "NO ANSWER: the stop went out to it by datagram, which it cannot acknowledge; check that it has stopped";
+        screen.report_no_answer(&mut report, reason, took)?;
+        screen.print_report(&report, Some(took))?;
         Ok(report.exit_status())
     }
 }

@@ -152,7 +152,6 @@ pub(in crate::engine) fn audit_entry(request: &Request) -> Option<(String, Strin
         Request::Fleet(request) => match request {
             FleetRequest::Init => entry("init", "a new fleet".to_owned()),
             FleetRequest::Invite { role, uses, .. } => {
-                let role = crate::engine::membership::authority::role_name(*role);
                 entry("invite", format!("as {role}, for {}", pluralize(uses, "use")))
             }
             // The code is a secret.

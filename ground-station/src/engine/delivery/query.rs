@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use swarm_shared::net::clock;
-use swarm_shared::net::peer::{PeerLink, ReplyTo, Request, RequestResult};
+use swarm_shared::net::peer::{CompletedRequest, PeerLink, ReplyTo, Request, RequestResult};
 use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::outcome::{Outcome, Reply};
@@ -233,24 +233,36 @@ pub(in crate::engine) async fn query_node(
     timeout: Duration,
 ) -> Option<RequestResult> {
     let frame = command_frame(shared, action, &Arguments::default(), Lane::Control);
-    let (id, parcel) = (frame.header.id?, EncodedFrame::new(&frame).ok()?);
     let until = clock::now() + timeout;
-    let (reply_to, mut ends) = mpsc::channel(1);
-    let outgoing = Outgoing {
-        frame: parcel,
-        lane: Lane::Control,
-        deadline: Some(until),
-    };
-    link.try_request(
-        outgoing,
-        Request {
-            id,
-            timeout_at: until,
-            reply_to: ReplyTo(reply_to),
-        },
-    )
-    .ok()?;
+    let mut ends = send_request(link, &frame, until, until).ok()?;
     ends.recv().await.map(|end| end.result)
+}
+
+/// Sends a request to a node; its end comes back. It may start until `start_by`, and is waited for until `timeout_at`. Never
+/// blocks.
+///
+/// # Errors
+/// Why it was not sent, for people.
+pub(in crate::engine) fn send_request(
+    link: &PeerLink,
+    frame: &Frame,
+    start_by: Instant,
+    timeout_at: Instant,
+) -> Result<mpsc::Receiver<CompletedRequest>, String> {
+    let (reply_to, ends) = mpsc::channel(1);
+    let outgoing = Outgoing {
+        frame: EncodedFrame::new(frame).map_err(|error| error.to_string())?,
+        lane: frame.header.lane.unwrap_or(Lane::Control),
+        deadline: Some(start_by),
+    };
+    let request = Request {
+        id: frame.header.id.unwrap_or_default(),
+        timeout_at,
+        reply_to: ReplyTo(reply_to),
+    };
+    link.try_request(outgoing, request)
+        .map_err(|error| error.to_string())?;
+    Ok(ends)
 }
 
 /// One point of a self-check: `{"check","ok","detail"}`.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use swarm_shared::net::clock;
-use swarm_shared::net::peer::{PeerEvent, PeerLink, ReplyTo, Request};
+use swarm_shared::net::peer::{PeerEvent, PeerLink};
 use swarm_shared::net::roots::{FileError, IncomingFile, Roots};
 use swarm_shared::net::sync::Mutex;
 use swarm_shared::proto::hex;
@@ -17,8 +17,6 @@ use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::message::{Arguments, FileEnd};
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::selector::Selector;
-use swarm_shared::proto::session::Outgoing;
-use swarm_shared::proto::wire::encoded::EncodedFrame;
 use swarm_shared::proto::wire::{Frame, Kind, Lane};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -304,26 +302,12 @@ async fn request_and_receive(
     stall_timeout: Duration,
     events: &mpsc::Sender<Event>,
 ) -> Reply {
-    let parcel = match EncodedFrame::new(request_frame) {
-        Ok(parcel) => parcel,
-        Err(error) => return Reply::failed(error.to_string()),
-    };
     let now = clock::now();
-    let (reply_to, mut ends) = mpsc::channel(1);
-    let id = request_frame.header.id.unwrap_or_default();
-    let request = Request {
-        id,
-        timeout_at: now + TRANSFER_TIME_MAX,
-        reply_to: ReplyTo(reply_to),
+    let sent = query::send_request(link, request_frame, now + REQUEST_TTL, now + TRANSFER_TIME_MAX);
+    let mut ends = match sent {
+        Ok(ends) => ends,
+        Err(error) => return Reply::refused(error),
     };
-    let outgoing = Outgoing {
-        frame: parcel,
-        lane: Lane::Control,
-        deadline: Some(now + REQUEST_TTL),
-    };
-    if let Err(error) = link.try_request(outgoing, request) {
-        return Reply::refused(error.to_string());
-    }
     let (written, mut whole) = oneshot::channel();
     let (ticks, mut progressed) = mpsc::channel(1);
     let told = events.clone();

@@ -5,15 +5,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use swarm_shared::net::clock;
-use swarm_shared::net::peer::{ReplyTo, Request};
 use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::message::{Arguments, StopStatus};
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::selector::Selector;
-use swarm_shared::proto::session::Outgoing;
 use swarm_shared::proto::wire::Lane;
-use swarm_shared::proto::wire::encoded::EncodedFrame;
-use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::duration::to_ms;
@@ -268,25 +264,13 @@ async fn request_release(
     let fields = &mut arguments.kwargs;
     fields.insert("number".to_owned(), json!(stop.map_or(0, |stop| stop.number)));
     fields.extend(stop.map(|stop| ("issuer".to_owned(), json!(stop.issuer))));
-    let lane = Lane::Emergency;
-    let frame = query::command_frame(shared, "release", &arguments, lane);
-    let (Some(id), Ok(parcel)) = (frame.header.id, EncodedFrame::new(&frame)) else {
-        return Reply::failed("the release does not encode");
+    let frame = query::command_frame(shared, "release", &arguments, Lane::Emergency);
+    let start_by = clock::now() + RELEASE_TTL;
+    let sent = query::send_request(&node.link, &frame, start_by, reply_deadline.max(start_by));
+    let mut ends = match sent {
+        Ok(ends) => ends,
+        Err(error) => return Reply::refused(error),
     };
-    let (reply_to, mut ends) = mpsc::channel(1);
-    let outgoing = Outgoing {
-        frame: parcel,
-        lane,
-        deadline: Some(clock::now() + RELEASE_TTL),
-    };
-    let request = Request {
-        id,
-        timeout_at: reply_deadline.max(clock::now() + RELEASE_TTL),
-        reply_to: ReplyTo(reply_to),
-    };
-    if let Err(error) = node.link.try_request(outgoing, request) {
-        return Reply::refused(error.to_string());
-    }
     match clock::timeout_at(reply_deadline, ends.recv()).await {
         Ok(Some(end)) => query::to_reply(end.result),
         Ok(None) | Err(_) => Reply::ended(
