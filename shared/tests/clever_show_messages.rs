@@ -179,40 +179,40 @@ fn invalid_message_error_names_the_missing_part() {
         (
             json!({ "message-type": "message" }),
             "{}",
-            "a message without a sound \"action\"",
+            "a message without a valid \"action\"",
         ),
-        (message.clone(), "null", "a message without a sound \"object\""),
+        (message.clone(), "null", "a message without a valid \"object\""),
         (
             message.clone(),
             "{\"args\": 7}",
-            "a message without a sound \"args\"",
+            "a message without a valid \"args\"",
         ),
         (
             message.clone(),
             "{\"kwargs\": []}",
-            "a message without a sound \"kwargs\"",
+            "a message without a valid \"kwargs\"",
         ),
         (message, "{", "not JSON"),
         (
             request.clone(),
             "{\"request_id\": \"1\"}",
-            "without a sound \"requested_value\"",
+            "without a valid \"requested_value\"",
         ),
         (
             request,
             "{\"requested_value\": \"id\"}",
-            "without a sound \"request_id\"",
+            "without a valid \"request_id\"",
         ),
-        (response, "{}", "a response without a sound \"value\""),
+        (response, "{}", "a response without a valid \"value\""),
         (
             json!({ "message-type": "response", "request_id": "1" }),
             "{\"value\": 1}",
-            "without a sound \"requested_value\"",
+            "without a valid \"requested_value\"",
         ),
         (
             json!({ "message-type": "message", "action": "land", "content-type": "binary" }),
             "x",
-            "no file",
+            "not a file",
         ),
     ] {
         let error = Message::from_frame(&header(header_keys, content)).expect_err(content);
@@ -368,7 +368,7 @@ fn any_arguments() -> impl Strategy<Value = Arguments> {
 }
 
 fn any_message() -> impl Strategy<Value = Message> {
-    let id = any::<u32>().prop_map(request_id);
+    let id = any::<u64>().prop_map(request_id);
     let bytes = prop::collection::vec(any::<u8>(), 0..200).prop_map(Bytes::from);
     prop_oneof![
         (".{0,20}", any_arguments()).prop_map(|(action, arguments)| Message::Action { action, arguments }),

@@ -55,7 +55,7 @@ fn names(messages: &[Message]) -> Vec<&str> {
     messages.iter().map(name).collect()
 }
 
-fn response(id: u32, name: &str, value: Value) -> Frame {
+fn response(id: u64, name: &str, value: Value) -> Frame {
     let message = Message::Response {
         name: name.to_owned(),
         id: request_id(id),
@@ -414,7 +414,7 @@ fn stop_goes_first_drops_actions_and_is_resent() {
     drone.handle_timeout(now + SECOND);
     let told = events(&mut drone);
     assert!(
-        matches!(told.as_slice(), [Event::Completed(6, Completion::NoAnswer(why))] if why.contains("when it is back")),
+        matches!(told.as_slice(), [Event::Completed(6, Completion::NoAnswer(why))] if why.contains("when the drone is back")),
         "{told:?}"
     );
     drone.on_connected(now + SECOND);
@@ -473,7 +473,7 @@ fn stop_is_sent_although_cancelled_or_expired() {
                 matches!(
                     told.as_slice(),
                     [Event::Completed(2, Completion::NoAnswer(why)), Event::Completed(3, Completion::NoAnswer(_))]
-                        if why.contains("not told yet")
+                        if why.contains("not sent yet")
                 ),
                 "it is here, and not told: {told:?}"
             );

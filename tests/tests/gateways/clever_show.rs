@@ -554,7 +554,7 @@ fn unanswered_request_is_not_reported_as_queued() {
     show.join("clever-1", &["--deaf", "anim_id"]);
     let unanswered = show.run_one(&["call", "clever-1", "anim_id", "--timeout", "400ms"], 4);
     assert!(
-        str_field(&unanswered, "error").starts_with("no answer: it may not know the question"),
+        str_field(&unanswered, "error").starts_with("no answer: the drone may not know the request"),
         "{unanswered}"
     );
 }

@@ -18,13 +18,15 @@ use crate::proto::wire::{ContentEncoding, ContentType, Frame, Header, MessageTyp
 
 /// Longest request id that is accepted, in bytes. The real programs use four digits.
 pub const REQUEST_ID_BYTES_MAX: usize = 64;
+/// Number of request ids. A request's id is its number modulo this.
+pub const REQUEST_ID_COUNT: u64 = 10_000;
 /// Longest name of an action or a requested value that is accepted, in bytes.
 pub const NAME_BYTES_MAX: usize = 256;
 
 /// Most memory of a peer's JSON beside its text, in bytes: a short text may contain very many values.
 pub const JSON_MEMORY_BYTES_MAX: usize = 2 * 1024 * 1024;
-/// What an object takes before there is anything in it, a list, and one more value in either, in bytes: the least that
-/// `serde_json` and the allocator give them, generously.
+/// Memory of an empty object, an empty list, and each value in either, in bytes: upper estimates of what `serde_json`
+/// allocates.
 const OBJECT_BYTES: usize = 640;
 const LIST_BYTES: usize = 128;
 const VALUE_BYTES: usize = 64;
@@ -75,6 +77,25 @@ pub enum Message {
     },
 }
 
+/// The content of a response.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ResponseBody {
+    /// Any JSON value.
+    Value(Value),
+    /// The bytes of a file.
+    File(Bytes),
+}
+
+impl ResponseBody {
+    /// The response with this content.
+    pub fn into_message(self, name: String, id: String) -> Message {
+        match self {
+            Self::Value(value) => Message::Response { name, id, value },
+            Self::File(content) => Message::FileResponse { name, id, content },
+        }
+    }
+}
+
 /// Why a frame is not a message. The frame is skipped, and the stream goes on.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadMessage {
@@ -82,7 +103,7 @@ pub enum BadMessage {
     #[error(transparent)]
     Json(#[from] JsonError),
     /// A part is missing, has another type, or is too long.
-    #[error("a {message} without a sound {part:?}")]
+    #[error("a {message} without a valid {part:?}")]
     MissingPart {
         /// Kind of message.
         message: &'static str,
@@ -90,10 +111,10 @@ pub enum BadMessage {
         part: &'static str,
     },
     /// The JSON has too many values; found before any is built.
-    #[error("JSON of so many values that they take more than {JSON_MEMORY_BYTES_MAX} bytes of memory")]
+    #[error("JSON whose values take more than {JSON_MEMORY_BYTES_MAX} bytes of memory")]
     TooManyValues,
     /// Binary content in a message that is not a file.
-    #[error("bytes as the content of something that is no file")]
+    #[error("binary content in a message that is not a file")]
     UnexpectedBinary,
 }
 
@@ -119,37 +140,19 @@ fn value_bytes(value: &Value) -> usize {
     VALUE_BYTES + within
 }
 
-/// The id of a request with this number: `0042`.
-pub fn request_id(number: u32) -> String {
-    format!("{number:04}")
+/// The id of the request with this number: four digits, as in the real program.
+pub fn request_id(number: u64) -> String {
+    format!("{:04}", number % REQUEST_ID_COUNT)
+}
+
+/// The arguments of a request for a file, whose name is [`FILE_TRANSFER`].
+pub fn file_arguments(path: &str) -> Arguments {
+    let mut arguments = Arguments::default();
+    arguments.kwargs.insert("filepath".to_owned(), path.into());
+    arguments
 }
 
 impl Message {
-    /// A request for a file.
-    pub fn file_request(path: &str, id: String) -> Self {
-        let mut arguments = Arguments::default();
-        arguments.kwargs.insert("filepath".to_owned(), path.into());
-        Self::Request {
-            name: FILE_TRANSFER.to_owned(),
-            id,
-            arguments,
-        }
-    }
-
-    /// The path, if this is a request for a file.
-    pub fn requested_file(&self) -> Option<&str> {
-        match self {
-            Self::Request { name, arguments, .. } if name == FILE_TRANSFER => {
-                arguments.kwargs.get("filepath").and_then(Value::as_str)
-            }
-            Self::Request { .. }
-            | Self::Action { .. }
-            | Self::FilePush { .. }
-            | Self::Response { .. }
-            | Self::FileResponse { .. } => None,
-        }
-    }
-
     /// Decodes a frame.
     ///
     /// # Errors
@@ -173,22 +176,17 @@ impl Message {
             (MessageType::Request, true) => Err(BadMessage::UnexpectedBinary),
             (MessageType::Request, false) => {
                 let mut content = json_object(frame, "request")?;
-                let without = |part| BadMessage::MissingPart {
-                    message: "request",
-                    part,
+                let mut text = |part, bytes_max| {
+                    let text = content.remove(part).and_then(text_or_number);
+                    let text = text.filter(|text| text.len() <= bytes_max);
+                    let message = "request";
+                    text.ok_or(BadMessage::MissingPart { message, part })
                 };
-                let name = content.remove("requested_value");
-                let name = name
-                    .and_then(text_or_number)
-                    .filter(|name| name.len() <= NAME_BYTES_MAX);
-                let name = name.ok_or_else(|| without("requested_value"))?;
-                let id = content.remove("request_id");
-                let id = id
-                    .and_then(text_or_number)
-                    .filter(|id| id.len() <= REQUEST_ID_BYTES_MAX);
-                let id = id.ok_or_else(|| without("request_id"))?;
-                let arguments = parse_arguments("request", content)?;
-                Ok(Self::Request { name, id, arguments })
+                Ok(Self::Request {
+                    name: text("requested_value", NAME_BYTES_MAX)?,
+                    id: text("request_id", REQUEST_ID_BYTES_MAX)?,
+                    arguments: parse_arguments("request", content)?,
+                })
             }
             (MessageType::Response, _) => {
                 let name = header_text(frame, "response", "requested_value")?;
@@ -243,7 +241,7 @@ impl Message {
     }
 }
 
-fn response_header(name: &str, id: &str) -> Header {
+pub(in crate::proto::foreign) fn response_header(name: &str, id: &str) -> Header {
     Header {
         message_type: MessageType::Response,
         requested_value: Some(name.to_owned()),
@@ -252,7 +250,7 @@ fn response_header(name: &str, id: &str) -> Header {
     }
 }
 
-fn json_frame(header: Header, content: &Value) -> Frame {
+pub(in crate::proto::foreign) fn json_frame(header: Header, content: &Value) -> Frame {
     let content = content.to_string();
     Frame {
         header: Header {
@@ -276,15 +274,15 @@ fn file_frame(header: Header, content: &Bytes) -> Frame {
 
 fn header_text(frame: &Frame, message: &'static str, part: &'static str) -> Result<String, BadMessage> {
     let header = &frame.header;
-    let (told, most) = match part {
+    let (text, bytes_max) = match part {
         "action" => (&header.action, NAME_BYTES_MAX),
-        // As long as a header may be.
+        // The header's own limit applies.
         "filepath" => (&header.filepath, usize::MAX),
         "requested_value" => (&header.requested_value, NAME_BYTES_MAX),
         _ => (&header.request_id, REQUEST_ID_BYTES_MAX),
     };
-    let told = told.clone().filter(|told| told.len() <= most);
-    told.ok_or(BadMessage::MissingPart { message, part })
+    let text = text.clone().filter(|text| text.len() <= bytes_max);
+    text.ok_or(BadMessage::MissingPart { message, part })
 }
 
 fn json_object(frame: &Frame, message: &'static str) -> Result<Map<String, Value>, BadMessage> {
@@ -340,24 +338,19 @@ fn estimate_memory_bytes(text: impl Iterator<Item = u8>) -> usize {
 
 /// `args` and `kwargs`; either may be absent or `null`, as real peers write after a reconnect.
 fn parse_arguments(message: &'static str, mut content: Map<String, Value>) -> Result<Arguments, BadMessage> {
+    let wrong = |part| BadMessage::MissingPart { message, part };
     let args = match content.remove("args") {
         None | Some(Value::Null) => Vec::new(),
         Some(Value::Array(args)) => args,
         Some(Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Object(_)) => {
-            return Err(BadMessage::MissingPart {
-                message,
-                part: "args",
-            });
+            return Err(wrong("args"));
         }
     };
     let kwargs = match content.remove("kwargs") {
         None | Some(Value::Null) => Map::new(),
         Some(Value::Object(kwargs)) => kwargs,
         Some(Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_)) => {
-            return Err(BadMessage::MissingPart {
-                message,
-                part: "kwargs",
-            });
+            return Err(wrong("kwargs"));
         }
     };
     Ok(Arguments { args, kwargs })

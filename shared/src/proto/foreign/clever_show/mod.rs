@@ -5,11 +5,12 @@
 //! |---|---|
 //! | [`message`] | messages to frames and back |
 //! | [`announcement`] | the datagram by which a server announces its address |
-//! | [`peer`] | one side of the messaging protocol, over successive connections |
-//! | [`server`] | the server's side of one drone: its send queue, requests and emergency stop |
+//! | `send_queue` | queued frames and open requests over successive connections, for both of the following |
+//! | [`peer`] | one side of the messaging protocol |
+//! | [`server`] | the server's side of one drone, with deadlines, readings and the emergency stop |
 //!
-//! Invariants: `null` is never written as the whole content, because the real programs never finish reading it; no
-//! message of a peer ends more than its own connection.
+//! Invariants: `null` is never written as the whole content, because the real programs never finish reading it; an
+//! invalid message of a peer ends at most its own connection.
 
 use crate::proto::wire;
 
@@ -19,7 +20,6 @@ pub mod message;
 pub mod peer;
 #[cfg(test)]
 mod peer_tests;
-mod pending;
 mod readings;
 mod send_queue;
 pub mod server;
@@ -27,12 +27,12 @@ mod types;
 
 pub use announcement::{Announcement, BadAnnouncement};
 pub use message::{
-    BadMessage, JSON_MEMORY_BYTES_MAX, Message, NAME_BYTES_MAX, REQUEST_ID_BYTES_MAX, memory_bytes,
-    request_id,
+    BadMessage, JSON_MEMORY_BYTES_MAX, Message, NAME_BYTES_MAX, REQUEST_ID_BYTES_MAX, ResponseBody,
+    memory_bytes, request_id,
 };
 pub use peer::{
     Event, PENDING_MAX, PeerState, QUEUE_BYTES_MAX, QUEUE_MESSAGES_MAX, ReconnectPolicy, RequestError,
-    ResponseBody, SendError,
+    SendError,
 };
 
 /// Where the server listens.
@@ -41,10 +41,9 @@ pub const SERVER_PORT: u16 = 25_000;
 pub const ANNOUNCEMENT_PORT: u16 = 8_181;
 /// Longest announcement, in bytes: drones read no more.
 pub const ANNOUNCEMENT_BYTES_MAX: usize = 1_024;
-/// The action and the question that carry files.
+/// Name of the action that pushes a file and of the request that fetches one.
 pub const FILE_TRANSFER: &str = "filetransfer";
-/// The actions by which a server moves a drone, or stops it, as its own client calls them: late, they are worse than not
-/// at all.
+/// The actions by which clever-show's server moves or stops a drone. They must not be carried out late.
 pub const FLIGHT_ACTIONS: [&str; 10] = [
     "start",
     "pause",
@@ -57,8 +56,8 @@ pub const FLIGHT_ACTIONS: [&str; 10] = [
     "takeoff_z",
     "flip",
 ];
-/// Longest id of a drone that is taken for one, in bytes. Its own rule is 63; host names may be longer.
+/// Longest id of a drone that is accepted, in bytes. Clever-show allows 63; host names may be longer.
 pub const ID_BYTES_MAX: usize = 253;
 
-/// Frames of a peer that has not said who it is, and of one that has.
+/// Frame limits until the peer has reported its id.
 pub const LIMITS_UNIDENTIFIED: wire::FrameLimits = wire::FrameLimits::PREAUTH;

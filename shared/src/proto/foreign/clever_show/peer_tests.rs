@@ -7,7 +7,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use serde_json::json;
 
-use super::message::Message;
+use super::message::{Message, ResponseBody};
 use super::peer::*;
 use crate::proto::message::Arguments;
 

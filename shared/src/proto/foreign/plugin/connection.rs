@@ -17,11 +17,12 @@ use std::time::{Duration, Instant};
 use serde_json::{Map, Value};
 
 use super::{
-    CALLS_MAX, Callable, CallableKind, FIELD_DEPTH_MAX, FIELD_VALUE_BYTES_MAX, LOG_LINE_INTERVAL,
-    LOG_LINES_BURST, REGISTER, REGISTER_TIMEOUT, Registration, TEXT_BYTES_MAX, frames, truncate,
+    CALLS_MAX, CallableKind, FIELD_DEPTH_MAX, FIELD_VALUE_BYTES_MAX, LOG_LINE_INTERVAL, LOG_LINES_BURST,
+    REGISTER, REGISTER_TIMEOUT, Registration, TEXT_BYTES_MAX, frames, truncate,
 };
 use crate::proto::message::Arguments;
 use crate::proto::outcome::{Outcome, Reply};
+use crate::proto::rate::{Throttle, TokenBucket};
 use crate::proto::wire::{ContentType, Frame, MessageType};
 
 /// A call of an action or request.
@@ -95,7 +96,7 @@ pub struct PluginProtocol {
     pending: BTreeMap<u64, PendingCall>,
     last_id: u64,
     events: VecDeque<Event>,
-    log_limit: LogRateLimit,
+    log_throttle: Throttle,
 }
 
 impl PluginProtocol {
@@ -108,7 +109,7 @@ impl PluginProtocol {
             pending: BTreeMap::new(),
             last_id: 0,
             events: VecDeque::new(),
-            log_limit: LogRateLimit::new(now),
+            log_throttle: Throttle::new(TokenBucket::every(LOG_LINE_INTERVAL, LOG_LINES_BURST)),
         }
     }
 
@@ -141,21 +142,14 @@ impl PluginProtocol {
         if self.state == State::Unregistered && now >= self.connected_at + REGISTER_TIMEOUT {
             return self.close(&format!("no {REGISTER} message came within {REGISTER_TIMEOUT:?}"));
         }
-        let late: Vec<u64> = self
-            .pending
-            .iter()
-            .filter(|(_, open)| now >= open.respond_by)
-            .map(|(id, _)| *id)
-            .collect();
-        for id in late {
-            let Some(open) = self.pending.remove(&id) else {
-                continue;
-            };
-            let (name, timeout) = (self.name().to_owned(), open.timeout);
-            let why = format!("the plug-in {name} did not answer within {timeout:?}");
-            self.events
-                .push_back(Event::CallEnded(open.number, Reply::failed(why)));
-            self.send_cancel(id, &open.name);
+        while let Some((id, late)) = self.take_call(|open| now >= open.respond_by) {
+            let why = format!(
+                "the plug-in {} did not answer within {:?}",
+                self.name(),
+                late.timeout
+            );
+            self.end_call(late.number, Reply::failed(why));
+            self.send_cancel(id, &late.name);
         }
     }
 
@@ -175,79 +169,73 @@ impl PluginProtocol {
 
     /// Sends a call. `boot_ms` is the time since the machine booted, which the program can read too.
     pub fn start_call(&mut self, call: Call, now: Instant, boot_ms: u64) {
-        let refused = |why: String| Event::CallEnded(call.number, Reply::refused(why));
-        let entry = match (&self.registration, self.state) {
-            (Some(registration), State::Registered) => registration.callables.get(&call.name).cloned(),
-            (_, State::Unregistered | State::Registering | State::Registered | State::Closed) => None,
-        };
-        let Some(entry) = entry else {
-            let why = format!("no plug-in offers {:?} any more", truncate(&call.name, 80));
-            return self.events.push_back(refused(why));
+        let number = call.number;
+        if let Err(reply) = self.try_start_call(call, now, boot_ms) {
+            self.end_call(number, reply);
+        }
+    }
+
+    fn try_start_call(&mut self, call: Call, now: Instant, boot_ms: u64) -> Result<(), Reply> {
+        let registration = self.registration.as_ref();
+        let registration = registration.filter(|_| self.state == State::Registered);
+        let callable = registration.and_then(|registration| registration.callables.get(&call.name));
+        let Some(callable) = callable else {
+            let name = truncate(&call.name, 80);
+            return Err(Reply::refused(format!("no plug-in offers {name:?} any more")));
         };
         if call.deadline.is_some_and(|deadline| now >= deadline) {
-            let reply = Reply::ended(Outcome::Expired, "its time to live ran out before it could begin");
-            return self.events.push_back(Event::CallEnded(call.number, reply));
+            let why = "its time to live ran out before it could begin";
+            return Err(Reply::ended(Outcome::Expired, why));
         }
         if self.pending.len() >= CALLS_MAX {
             let name = self.name();
             let why = format!("busy: the plug-in {name} has {CALLS_MAX} calls to answer; try again");
-            return self.events.push_back(refused(why));
+            return Err(Reply::refused(why));
         }
-        let arguments = match entry.arguments.as_ref().map(|rules| rules.check(&call.arguments)) {
+        let arguments = match &callable.arguments {
             None => call.arguments,
-            Some(Ok(arguments)) => arguments,
-            Some(Err(why)) => return self.events.push_back(refused(why)),
+            Some(specs) => specs.check(&call.arguments).map_err(Reply::refused)?,
         };
-        let by = now + entry.timeout;
-        let begin_by = call.deadline.map_or(by, |deadline| deadline.min(by));
-        let left = u64::try_from((begin_by - now).as_millis()).unwrap_or(u64::MAX);
+        let respond_by = now + callable.timeout;
+        let start_by = call
+            .deadline
+            .map_or(respond_by, |deadline| deadline.min(respond_by));
+        let left = u64::try_from((start_by - now).as_millis()).unwrap_or(u64::MAX);
+        let until = boot_ms.saturating_add(left);
         self.last_id += 1;
-        let id = format!("{:04}", self.last_id);
-        let frame = Self::call_frame(&entry, &call.name, &id, boot_ms.saturating_add(left), &arguments);
+        let id = request_id(self.last_id);
+        let frame = match callable.kind {
+            CallableKind::Action => frames::action(&call.name, &id, until, &arguments),
+            CallableKind::Request => frames::request(&call.name, &id, until, &arguments),
+        };
+        let answers = callable.answers;
         let open = PendingCall {
             number: call.number,
             name: call.name,
-            timeout: entry.timeout,
-            respond_by: by,
-            answers: entry.answers,
+            timeout: callable.timeout,
+            respond_by,
+            answers,
         };
         self.pending.insert(self.last_id, open);
-        let handed_over = (!entry.answers).then_some(call.number);
-        self.events.push_back(Event::Send(Box::new(frame), handed_over));
-    }
-
-    fn call_frame(entry: &Callable, name: &str, id: &str, until: u64, arguments: &Arguments) -> Frame {
-        match entry.kind {
-            CallableKind::Action => frames::action(name, id, until, arguments),
-            CallableKind::Request => frames::request(name, id, until, arguments),
-        }
+        let ends_when_written = (!answers).then_some(call.number);
+        self.events
+            .push_back(Event::Send(Box::new(frame), ends_when_written));
+        Ok(())
     }
 
     /// The frame of a call without a response has been written as a whole.
     pub fn on_written(&mut self, number: u64) {
-        let found = self
-            .pending
-            .iter()
-            .find(|(_, open)| open.number == number && !open.answers);
-        let Some(id) = found.map(|(id, _)| *id) else {
-            return;
-        };
-        self.pending.remove(&id);
-        let told = format!("handed to the plug-in {}, which does not answer", self.name());
-        self.events
-            .push_back(Event::CallEnded(number, Reply::done(told.into())));
+        let written = self.take_call(|open| open.number == number && !open.answers);
+        if written.is_some() {
+            let value = format!("handed to the plug-in {}, which does not answer", self.name());
+            self.end_call(number, Reply::done(value.into()));
+        }
     }
 
     /// Cancels a call, and notifies the plug-in.
     pub fn cancel(&mut self, number: u64) {
-        let found = self
-            .pending
-            .iter()
-            .find(|(_, open)| open.number == number)
-            .map(|(id, _)| *id);
-        if let Some((id, open)) = found.and_then(|id| self.pending.remove(&id).map(|open| (id, open))) {
-            self.events
-                .push_back(Event::CallEnded(number, Reply::failed("it was cancelled")));
+        if let Some((id, open)) = self.take_call(|open| open.number == number) {
+            self.end_call(number, Reply::failed("it was cancelled"));
             self.send_cancel(id, &open.name);
         }
     }
@@ -272,8 +260,8 @@ impl PluginProtocol {
         self.state = State::Closed;
         let name = self.name().to_owned();
         for open in std::mem::take(&mut self.pending).into_values() {
-            let reply = Reply::failed(format!("the plug-in {name} {how} while {} ran: {why}", open.name));
-            self.events.push_back(Event::CallEnded(open.number, reply));
+            let why = format!("the plug-in {name} {how} while {} ran: {why}", open.name);
+            self.end_call(open.number, Reply::failed(why));
         }
         self.events.push_back(Event::Close(why.to_owned()));
     }
@@ -300,17 +288,15 @@ impl PluginProtocol {
     }
 
     fn on_response(&mut self, frame: &Frame) {
-        let id = frame.header.request_id.as_deref().and_then(|id| id.parse().ok());
-        let Some(open) = id.and_then(|id: u64| self.pending.remove(&id)) else {
-            let id = frame.header.request_id.as_deref().unwrap_or_default();
-            let note = format!(
-                "an answer to nothing that is asked, request_id {:?}",
+        let id = frame.header.request_id.as_deref().unwrap_or_default();
+        let open = id.parse().ok().and_then(|id: u64| self.pending.remove(&id));
+        match open {
+            Some(open) => self.end_call(open.number, parse_response(frame)),
+            None => self.ignore(format!(
+                "a response without an open call, request_id {:?}",
                 truncate(id, 80)
-            );
-            return self.events.push_back(Event::Ignored(note));
-        };
-        self.events
-            .push_back(Event::CallEnded(open.number, parse_response(frame)));
+            )),
+        }
     }
 
     fn on_message(&mut self, frame: &Frame, now: Instant) {
@@ -319,8 +305,8 @@ impl PluginProtocol {
             REGISTER => return self.close("it is registered already: to offer something else, connect anew"),
             "telemetry" | "log" => parse_arguments(frame),
             other => {
-                let note = format!("a message that means nothing here: {:?}", truncate(other, 80));
-                return self.events.push_back(Event::Ignored(note));
+                let action = truncate(other, 80);
+                return self.ignore(format!("a message of unknown action {action:?}"));
             }
         };
         match content {
@@ -343,19 +329,16 @@ impl PluginProtocol {
             Some("error") => LogLevel::Error,
             Some(_) | None => LogLevel::Info,
         };
-        match self.log_limit.try_take(now) {
-            Some(left_out) => {
-                if left_out > 0 {
-                    let note = format!("{left_out} lines were left out: it logs too much");
-                    self.events.push_back(Event::Log(LogLevel::Warning, note));
-                }
-                let text = truncate(text, TEXT_BYTES_MAX).to_owned();
-                self.events.push_back(Event::Log(level, text));
-            }
-            None => self
-                .events
-                .push_back(Event::Ignored("a line of too many".to_owned())),
+        let Some(lines) = self.log_throttle.count(now) else {
+            return self.ignore("a log line above the rate limit".to_owned());
+        };
+        let left_out = lines - 1;
+        if left_out > 0 {
+            let note = format!("{left_out} lines were left out: it logs too much");
+            self.events.push_back(Event::Log(LogLevel::Warning, note));
         }
+        let text = truncate(text, TEXT_BYTES_MAX).to_owned();
+        self.events.push_back(Event::Log(level, text));
     }
 
     fn on_telemetry(&mut self, mut given: Map<String, Value>) {
@@ -370,7 +353,7 @@ impl PluginProtocol {
         {
             given = std::mem::take(fields);
         }
-        let (mut fields, mut strange) = (Vec::new(), None);
+        let (mut fields, mut invalid) = (Vec::new(), None);
         for (name, value) in given {
             let fits = known.contains_key(&name)
                 && depth(&value) <= FIELD_DEPTH_MAX
@@ -378,18 +361,17 @@ impl PluginProtocol {
             if fits {
                 fields.push((name, value));
             } else {
-                strange = Some(name);
+                invalid = Some(name);
             }
         }
         if !fields.is_empty() {
             self.events.push_back(Event::Telemetry(fields));
         }
-        if let Some(name) = strange {
-            let note = format!(
+        if let Some(name) = invalid {
+            self.ignore(format!(
                 "telemetry that is not registered, longer than {FIELD_VALUE_BYTES_MAX} bytes or nested too deeply: {:?}",
                 truncate(&name, 80)
-            );
-            self.events.push_back(Event::Ignored(note));
+            ));
         }
     }
 
@@ -400,21 +382,33 @@ impl PluginProtocol {
             Some(Value::Number(number)) => number.to_string(),
             Some(Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_)) | None => String::new(),
         };
-        let why = "a node answers no questions of its plug-ins";
-        self.send(frames::error_response(
-            &text("requested_value"),
-            &text("request_id"),
-            why,
-        ));
+        let (name, id) = (text("requested_value"), text("request_id"));
+        let why = "a node answers no requests of its plug-ins";
+        self.send(frames::error_response(&name, &id, why));
     }
 
     fn send(&mut self, frame: Frame) {
         self.events.push_back(Event::Send(Box::new(frame), None));
     }
 
+    fn end_call(&mut self, number: u64, reply: Reply) {
+        self.events.push_back(Event::CallEnded(number, reply));
+    }
+
+    fn ignore(&mut self, note: String) {
+        self.events.push_back(Event::Ignored(note));
+    }
+
+    /// Removes an open call by its number; returns it with its request id.
+    fn take_call(&mut self, is_meant: impl Fn(&PendingCall) -> bool) -> Option<(u64, PendingCall)> {
+        let id = self.pending.iter().find(|(_, open)| is_meant(open));
+        let id = *id?.0;
+        Some((id, self.pending.remove(&id)?))
+    }
+
     fn send_cancel(&mut self, id: u64, name: &str) {
         let mut kwargs = Map::new();
-        kwargs.insert("request_id".to_owned(), format!("{id:04}").into());
+        kwargs.insert("request_id".to_owned(), request_id(id).into());
         kwargs.insert("action".to_owned(), name.into());
         self.send(frames::message("cancel", kwargs));
     }
@@ -424,6 +418,11 @@ impl PluginProtocol {
             .as_ref()
             .map_or("?", |registration| &registration.name)
     }
+}
+
+/// The id of a call on the wire: at least four digits, as in clever-show, and never used twice.
+fn request_id(number: u64) -> String {
+    format!("{number:04}")
 }
 
 fn parse_registration(frame: &Frame) -> Result<Registration, String> {
@@ -466,7 +465,7 @@ fn parse_response(frame: &Frame) -> Reply {
     match (content.remove("error"), content.remove("value")) {
         (Some(Value::String(error)), _) => Reply::failed(truncate(&error, TEXT_BYTES_MAX)),
         (None | Some(Value::Null), Some(value)) => Reply::done(value),
-        (None | Some(Value::Null), None) => Reply::failed(format!("its answer says nothing; {shape}")),
+        (None | Some(Value::Null), None) => Reply::failed(format!("its answer is empty; {shape}")),
         (Some(error), _) => Reply::failed(truncate(&error.to_string(), TEXT_BYTES_MAX)),
     }
 }
@@ -476,40 +475,5 @@ fn depth(value: &Value) -> usize {
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => 0,
         Value::Array(list) => 1 + list.iter().map(depth).max().unwrap_or(0),
         Value::Object(object) => 1 + object.values().map(depth).max().unwrap_or(0),
-    }
-}
-
-/// Log lines that are available: [`LOG_LINES_BURST`], and one more every [`LOG_LINE_INTERVAL`].
-#[derive(Debug)]
-struct LogRateLimit {
-    lines_left: u32,
-    refilled_at: Instant,
-    suppressed: u64,
-}
-
-impl LogRateLimit {
-    fn new(now: Instant) -> Self {
-        Self {
-            lines_left: LOG_LINES_BURST,
-            refilled_at: now,
-            suppressed: 0,
-        }
-    }
-
-    /// Takes one line, and returns how many were dropped before it; `None` if none is available.
-    fn try_take(&mut self, now: Instant) -> Option<u64> {
-        let passed =
-            now.saturating_duration_since(self.refilled_at).as_millis() / LOG_LINE_INTERVAL.as_millis();
-        let earned = u32::try_from(passed).unwrap_or(u32::MAX);
-        if earned > 0 {
-            self.lines_left = self.lines_left.saturating_add(earned).min(LOG_LINES_BURST);
-            self.refilled_at = now;
-        }
-        if self.lines_left == 0 {
-            self.suppressed = self.suppressed.saturating_add(1);
-            return None;
-        }
-        self.lines_left -= 1;
-        Some(std::mem::take(&mut self.suppressed))
     }
 }

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::proto::foreign::clever_show::message::{json_frame, response_header};
 use crate::proto::message::Arguments;
 use crate::proto::wire::{Frame, Header, MessageType};
 
@@ -10,24 +11,13 @@ pub const REGISTER: &str = "register";
 /// The `request_id` of the response to `register`, which has none of its own.
 const REGISTER_ID: &str = "0";
 
-fn frame(header: Header, content: &Value) -> Frame {
-    let content = content.to_string();
-    Frame {
-        header: Header {
-            content_length: content.len() as u64,
-            ..header
-        },
-        content: content.into(),
-    }
-}
-
 /// A message: an action for the plug-in.
 pub fn message(action: &str, kwargs: Map<String, Value>) -> Frame {
     let header = Header {
         action: Some(action.to_owned()),
         ..Header::default()
     };
-    frame(header, &json!({ "args": [], "kwargs": kwargs }))
+    json_frame(header, &json!({ "args": [], "kwargs": kwargs }))
 }
 
 /// An action with a response: clever-show's message, with the call's number in its header.
@@ -38,7 +28,7 @@ pub(super) fn action(name: &str, id: &str, until: u64, arguments: &Arguments) ->
         until: Some(until),
         ..Header::default()
     };
-    frame(header, &json!(arguments))
+    json_frame(header, &json!(arguments))
 }
 
 /// A request for a value.
@@ -50,17 +40,11 @@ pub(super) fn request(name: &str, id: &str, until: u64, arguments: &Arguments) -
     };
     let Arguments { args, kwargs } = arguments;
     let content = json!({ "requested_value": name, "request_id": id, "args": args, "kwargs": kwargs });
-    frame(header, &content)
+    json_frame(header, &content)
 }
 
 fn response(name: &str, id: &str, content: &Value) -> Frame {
-    let header = Header {
-        message_type: MessageType::Response,
-        requested_value: Some(name.to_owned()),
-        request_id: Some(id.to_owned()),
-        ..Header::default()
-    };
-    frame(header, content)
+    json_frame(response_header(name, id), content)
 }
 
 /// The response to `register`: the program is a plug-in now.

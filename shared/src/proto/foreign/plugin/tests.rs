@@ -318,7 +318,7 @@ fn any_response_ends_the_call() {
     let mut torn = response_frame("1", &json!({"value": 1}));
     torn.content = torn.content.slice(..4);
     for (answer, says) in [
-        (response_frame("1", &json!({})), "says nothing"),
+        (response_frame("1", &json!({})), "is empty"),
         (response_frame("1", &json!([1])), "is no object"),
         (
             response_frame("1", &json!({"error": {"code": 7}})),
