@@ -2,6 +2,7 @@
 //!
 //! If this fails, move the code to the layer where it belongs; do not change the list of words.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// What `proto` must not use, and which layer provides it.
@@ -183,6 +184,135 @@ fn clocks_are_read_in_one_file() {
         }
     }
     assert!(faults.is_empty(), "\n{}\n", faults.join("\n"));
+}
+
+/// A file's module below its crate: `["net", "endpoint", "task"]`; empty for the root.
+type ModulePath = Vec<String>;
+
+/// The module of each source file of a package, without tests.
+fn modules(package: &str) -> BTreeMap<ModulePath, PathBuf> {
+    let root = workspace_root().join(package).join("src");
+    let mut modules = BTreeMap::new();
+    for file in source_files(&root) {
+        let path = file.with_extension("");
+        let path = path.strip_prefix(&root).expect("below the root");
+        let names = path.iter().map(|name| name.to_str().expect("UTF-8").to_owned());
+        let mut module: ModulePath = names.collect();
+        if module
+            .iter()
+            .any(|name| name == "tests" || name.ends_with("_tests"))
+        {
+            continue;
+        }
+        let last = module.last().map(String::as_str);
+        if matches!(last, Some("mod" | "lib" | "main")) {
+            module.pop();
+        }
+        modules.insert(module, file);
+    }
+    modules
+}
+
+/// The paths of a tree of `use`: `a::{b, c::{d, e}}` is `a::b`, `a::c::d` and `a::c::e`.
+fn expand_use_tree(tree: &str) -> Vec<String> {
+    let Some((prefix, rest)) = tree.split_once('{') else {
+        return vec![tree.to_owned()];
+    };
+    let branches = rest.strip_suffix('}').unwrap_or(rest);
+    let (mut depth, mut start, mut paths) = (0, 0, Vec::new());
+    for (at, c) in branches.char_indices().chain([(branches.len(), ',')]) {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            ',' if depth == 0 => {
+                let branch = expand_use_tree(&branches[start..at]);
+                paths.extend(branch.iter().map(|path| format!("{prefix}{path}")));
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    paths
+}
+
+/// The modules of the same crate that a module's `use` lines name, except its parents and children.
+fn used_modules(module: &ModulePath, modules: &BTreeMap<ModulePath, PathBuf>) -> BTreeSet<ModulePath> {
+    let code: String = code_lines(&modules[module])
+        .into_iter()
+        .map(|(_, line)| line + " ")
+        .collect();
+    let mut used = BTreeSet::new();
+    for statement in code.split(';') {
+        let Some((_, tree)) = statement.rsplit_once("use ") else {
+            continue;
+        };
+        let tree: String = tree.split_whitespace().collect();
+        for path in expand_use_tree(&tree) {
+            let mut names = path.split("::").peekable();
+            let mut target = match names.peek() {
+                Some(&"crate") => ModulePath::new(),
+                Some(&("super" | "self")) => module.clone(),
+                _ => continue,
+            };
+            for name in names {
+                match name {
+                    "crate" | "self" => {}
+                    "super" => drop(target.pop()),
+                    name => target.push(name.to_owned()),
+                }
+            }
+            while !modules.contains_key(&target) && target.pop().is_some() {}
+            if !target.starts_with(module) && !module.starts_with(&target) {
+                used.insert(target);
+            }
+        }
+    }
+    used
+}
+
+#[test]
+fn files_form_no_circles() {
+    assert_eq!(
+        expand_use_tree("a::{b,c::{d,e},f}"),
+        ["a::b", "a::c::d", "a::c::e", "a::f"]
+    );
+    let mut faults = Vec::new();
+    for package in ["shared", "node", "ground-station"] {
+        let modules = modules(package);
+        let uses = modules
+            .keys()
+            .map(|module| (module, used_modules(module, &modules)));
+        let mut uses: BTreeMap<_, _> = uses.collect();
+        // Whatever uses nothing that is left is in no circle.
+        while let Some(done) = uses.iter().find(|(_, used)| used.is_empty()) {
+            let done = (*done.0).clone();
+            uses.remove(&done);
+            for used in uses.values_mut() {
+                used.remove(&done);
+            }
+        }
+        // Nor is what nothing uses.
+        while let Some(unused) = uses
+            .keys()
+            .find(|module| !uses.values().any(|used| used.contains(**module)))
+        {
+            let unused = (*unused).clone();
+            uses.remove(&unused);
+        }
+        for (module, used) in uses {
+            let used: Vec<String> = used.iter().map(|module| module.join("::")).collect();
+            faults.push(format!(
+                "{package}: {} uses {}",
+                module.join("::"),
+                used.join(", ")
+            ));
+        }
+    }
+    assert!(
+        faults.is_empty(),
+        "circles, and what is between two of them:\n{}\n",
+        faults.join("\n")
+    );
 }
 
 /// The dependencies that a package names, of any kind.

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 use super::conn::{Conn, ReadError};
-use super::endpoint::SlotGuard;
+use super::preauth_limit::SlotGuard;
 use super::random::{self, NoRandomness};
 use super::tls;
 use crate::proto::id::{Instance, NodeName, PeerKind, PublicKey};

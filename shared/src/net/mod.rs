@@ -12,6 +12,7 @@ pub mod identity;
 pub mod join;
 pub mod journal;
 pub mod peer;
+mod preauth_limit;
 pub mod random;
 pub mod roots;
 pub mod socket;

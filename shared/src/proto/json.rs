@@ -3,12 +3,64 @@
 
 use std::borrow::Cow;
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
-
-use super::wire::ContentEncoding;
 
 /// Deepest nesting of arrays and objects that is parsed, in levels.
 pub const JSON_DEPTH_MAX: usize = 32;
+
+/// Encoding of JSON content. The header itself is always UTF-8.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ContentEncoding {
+    /// `utf-8`, the only one that our programs write.
+    #[default]
+    Utf8,
+    /// `utf-16`, which some other programs write.
+    Utf16,
+    /// Any other: the frame is valid, but its content cannot be parsed as JSON.
+    Other(String),
+}
+
+impl ContentEncoding {
+    pub(super) fn from_name(name: &str) -> Self {
+        let actual = |known: [&str; 2]| known.iter().any(|k| name.eq_ignore_ascii_case(k));
+        if actual(["utf-8", "utf8"]) {
+            Self::Utf8
+        } else if actual(["utf-16", "utf16"]) {
+            Self::Utf16
+        } else {
+            Self::Other(name.to_owned())
+        }
+    }
+}
+
+impl Serialize for ContentEncoding {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(match self {
+            Self::Utf8 => "utf-8",
+            Self::Utf16 => "utf-16",
+            Self::Other(name) => name,
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for ContentEncoding {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Name;
+        impl serde::de::Visitor<'_> for Name {
+            type Value = ContentEncoding;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("the name of an encoding")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<ContentEncoding, E> {
+                Ok(ContentEncoding::from_name(name))
+            }
+        }
+        from.deserialize_str(Name)
+    }
+}
 
 /// The content cannot be parsed as JSON. The link survives each of these faults.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

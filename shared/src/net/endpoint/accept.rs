@@ -1,6 +1,6 @@
 //! Connections before they become links: accepting, dialling, handshakes, and requests to join.
 //!
-//! [`super::preauth_limit`] bounds unauthenticated connections, in all and for each host.
+//! [`crate::net::preauth_limit`] bounds unauthenticated connections, in all and for each host.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -12,10 +12,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::JoinRequest;
-use super::preauth_limit::{PREAUTH_PER_SOURCE_MAX, PreauthLimiter, Slot};
 use crate::net::handshake::{
     self, AuthenticatedConn, HandshakeError, LocalPeer, PREAUTH_TIMEOUT, REFUSE_GRACE,
 };
+use crate::net::preauth_limit::{PREAUTH_PER_SOURCE_MAX, PreauthLimiter, Slot};
 use crate::net::socket::{self, AcceptedSocket, KeepaliveConfig, TrafficClass};
 use crate::proto::id::PeerId;
 use crate::proto::message::{Channel, Join, RefusalCode, Refused};

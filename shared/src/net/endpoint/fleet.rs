@@ -2,11 +2,10 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::Notice;
-use super::sessions::PeerEntry;
-use super::task::{EndpointTask, send_frame, should_link};
+use super::peer_entry::PeerEntry;
+use super::task::{EndpointTask, ROSTER_INTERVAL, send_frame, should_link};
 use crate::net::clock;
 use crate::net::handshake::HandshakeError;
 use crate::net::peer::{LinkCommand, PeerInfo};
@@ -15,9 +14,6 @@ use crate::proto::id::{NodeName, PeerId};
 use crate::proto::message::{FleetStateMessage, ROSTER_PEERS_MAX, RefusalCode, Refused, Roster, RosterPeer};
 use crate::proto::trust::Membership;
 use crate::proto::wire::{Frame, Kind, Lane};
-
-/// How often linked peers are sent a roster.
-pub(super) const ROSTER_INTERVAL: Duration = Duration::from_secs(30);
 
 impl PeerEntry {
     /// Sends the fleet state to a linked peer that lacks it, in the emergency lane: it may hold a revocation.

@@ -7,7 +7,7 @@
 mod accept;
 mod fleet;
 pub mod notice_throttle;
-mod preauth_limit;
+mod peer_entry;
 mod sessions;
 mod task;
 
@@ -23,11 +23,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use accept::{JOIN_TIMEOUT, PENDING_JOINS_MAX};
-pub(crate) use preauth_limit::SlotGuard;
-pub use preauth_limit::{PREAUTH_CONNECTIONS_MAX, PREAUTH_PER_SOURCE_MAX};
 
 use super::handshake::{Identity, LocalPeer, Profile};
 use super::peer::{LinkError, PeerEvent, PeerLink, StopReceived};
+pub use super::preauth_limit::{PREAUTH_CONNECTIONS_MAX, PREAUTH_PER_SOURCE_MAX};
 use super::socket::{self, KeepaliveConfig, SocketError};
 use super::tls::TlsError;
 use crate::proto::discovery::address_book::{Hint, Source};

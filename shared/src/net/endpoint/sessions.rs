@@ -1,15 +1,12 @@
-//! The entries of the table of peers, and the sessions behind them.
-
-use std::sync::Arc;
+//! The sessions of each peer: started with its entry in the table, and its bulk connection when needed.
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::accept::DialPurpose;
+use super::peer_entry::PeerEntry;
 use super::task::{EndpointTask, send_frame};
-use crate::net::peer::{
-    LinkCommand, PeerEvent, PeerInfo, PeerLink, SessionHandle, TaskParts, spawn as spawn_peer,
-};
+use crate::net::peer::{PeerEvent, PeerLink, SessionHandle, TaskParts, spawn as spawn_peer};
 use crate::proto::id::PeerId;
 use crate::proto::message::Channel;
 use crate::proto::session::simultaneous_open::{DialedBy, LinkTieBreaker};
@@ -18,34 +15,6 @@ use crate::proto::wire::{Frame, Kind, Lane};
 
 /// Frames of a bulk session that wait for the application: small, because each may hold a chunk.
 const BULK_EVENTS_MAX: usize = 4;
-
-/// One peer: its sessions, and the control link that is up.
-pub(super) struct PeerEntry {
-    pub(super) control: SessionHandle,
-    pub(super) bulk: Option<SessionHandle>,
-    pub(super) choice: LinkTieBreaker,
-    /// The link attached last.
-    pub(super) link_number: u64,
-    pub(super) info: Option<Arc<PeerInfo>>,
-    /// The number of the newest fleet state that the peer has or was sent.
-    pub(super) fleet_state: u64,
-    pub(super) is_open: bool,
-    /// The number of the open bulk connection; 0 if there is none.
-    pub(super) bulk_link_number: u64,
-    pub(super) is_dialling_bulk: bool,
-    pub(super) shutdown: CancellationToken,
-}
-
-impl PeerEntry {
-    /// Sends a command to both sessions; false if the queue of one is full.
-    pub(super) fn close(&self, input: impl Fn() -> LinkCommand) -> bool {
-        let mut sent = true;
-        for session in [Some(&self.control), self.bulk.as_ref()].into_iter().flatten() {
-            sent &= session.commands.try_send(input()).is_ok();
-        }
-        sent
-    }
-}
 
 impl EndpointTask {
     /// The peer's entry, with a session that waits for its first link if it is new.

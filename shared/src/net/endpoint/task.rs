@@ -1,10 +1,10 @@
-//! The task that owns the table of peers and the address book: its loop, dials, new connections, events of links. The
-//! entries of the table are in [`super::sessions`], rosters and fleet states in [`super::fleet`].
+//! The task that owns the table of peers and the address book: its loop, dials, new connections, events of links.
+//! [`super::sessions`] starts the sessions of a peer, [`super::fleet`] sends rosters and fleet states.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -12,8 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::accept::{self, AcceptLoop, DialPurpose, HandshakeResult, PENDING_JOINS_MAX};
-use super::fleet::ROSTER_INTERVAL;
-use super::sessions::PeerEntry;
+use super::peer_entry::PeerEntry;
 use super::{EndpointCommand, JoinRequest, Notice};
 use crate::net::handshake::{AuthenticatedConn, HandshakeError, LocalPeer};
 use crate::net::peer::{Attachment, LinkCommand, LinkEvent, PeerEvent, PeerInfo, PeerLink, StopReceived};
@@ -32,6 +31,9 @@ use crate::proto::wire::{Frame, FrameLimits, Kind, Lane};
 const INPUTS_MAX: usize = 1_024;
 /// Inputs of one kind handled in one go before the others get their turn.
 const INPUTS_PER_TURN: usize = 64;
+
+/// How often linked peers are sent a roster.
+pub(super) const ROSTER_INTERVAL: Duration = Duration::from_secs(30);
 
 pub(super) struct Parts {
     pub(super) local: LocalPeer,

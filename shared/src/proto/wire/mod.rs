@@ -6,8 +6,9 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::de::Error as _;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
+pub use crate::proto::json::ContentEncoding;
 use crate::proto::json::{self, JSON_DEPTH_MAX};
 
 pub mod encoded;
@@ -109,59 +110,6 @@ pub enum ContentType {
     Json,
     /// Bytes; the encoding has no meaning.
     Binary,
-}
-
-/// Encoding of JSON content. The header itself is always UTF-8.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum ContentEncoding {
-    /// `utf-8`, the only one that our programs write.
-    #[default]
-    Utf8,
-    /// `utf-16`, which some programs of others write.
-    Utf16,
-    /// Any other: the frame is valid, but its content cannot be parsed as JSON.
-    Other(String),
-}
-
-impl ContentEncoding {
-    fn from_name(name: &str) -> Self {
-        let actual = |known: [&str; 2]| known.iter().any(|k| name.eq_ignore_ascii_case(k));
-        if actual(["utf-8", "utf8"]) {
-            Self::Utf8
-        } else if actual(["utf-16", "utf16"]) {
-            Self::Utf16
-        } else {
-            Self::Other(name.to_owned())
-        }
-    }
-}
-
-impl Serialize for ContentEncoding {
-    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(match self {
-            Self::Utf8 => "utf-8",
-            Self::Utf16 => "utf-16",
-            Self::Other(name) => name,
-        })
-    }
-}
-
-impl<'de> Deserialize<'de> for ContentEncoding {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct Name;
-        impl serde::de::Visitor<'_> for Name {
-            type Value = ContentEncoding;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("the name of an encoding")
-            }
-
-            fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<ContentEncoding, E> {
-                Ok(ContentEncoding::from_name(name))
-            }
-        }
-        from.deserialize_str(Name)
-    }
 }
 
 /// The message types of clever-show.
