@@ -1,6 +1,8 @@
 //! The server's side of one drone (`proto/foreign/clever_show/server.rs`): every ticket ends once, nothing starts
 //! late, and a lost connection has the configured effect.
 
+mod emergency_stop;
+
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
@@ -19,20 +21,20 @@ const IDLE: Duration = Duration::from_secs(60);
 const SECOND: Duration = Duration::from_secs(1);
 
 fn drone(resume_queue: bool, resend_requests: bool) -> Drone {
-    let rules = DroneOptions {
+    let options = DroneOptions {
         resume_queue,
         resend_requests,
         idle_timeout: IDLE,
     };
-    Drone::new("clever-1".to_owned(), rules)
+    Drone::new("clever-1".to_owned(), options)
 }
 
-/// Everything that is to be written now, as messages.
+/// Writes all queued frames; returns them as messages.
 fn write_all(drone: &mut Drone, now: Instant) -> Vec<Message> {
     let mut all = Vec::new();
     while let Some(frame) = drone.next_frame(now) {
-        assert_eq!(drone.next_frame(now), None, "one at a time");
-        all.push(Message::from_frame(&frame).expect("ours"));
+        assert_eq!(drone.next_frame(now), None, "one frame at a time");
+        all.push(Message::from_frame(&frame).expect("a message"));
         drone.on_written();
     }
     all
@@ -77,8 +79,8 @@ fn no_arguments() -> Arguments {
 
 #[test]
 fn id_is_requested_first() {
-    let asked = Message::from_frame(&id_request()).expect("ours");
-    assert_eq!(names(&[asked]), ["id"]);
+    let requested = Message::from_frame(&id_request()).expect("a message");
+    assert_eq!(names(&[requested]), ["id"]);
     assert_eq!(
         parse_id_response(&response(0, "id", json!("clever-1"))),
         Some(Ok("clever-1".to_owned()))
@@ -110,10 +112,14 @@ fn clover_dir_is_requested_until_answered_once() {
         assert_eq!(names(&write_all(&mut drone, now)), ["clover_dir"]);
         drone.on_disconnected(now);
         drone.on_connected(now);
-        let asked = write_all(&mut drone, now);
-        assert_eq!(names(&asked), ["clover_dir"], "it was never answered");
-        let Message::Request { id, .. } = &asked[0] else {
-            panic!("{asked:?}")
+        let requested = write_all(&mut drone, now);
+        assert_eq!(
+            names(&requested),
+            ["clover_dir"],
+            "requested again without a response"
+        );
+        let Message::Request { id, .. } = &requested[0] else {
+            panic!("{requested:?}")
         };
         drone.handle_frame(
             &response(id.parse().expect("digits"), "clover_dir", json!("/home/pi")),
@@ -142,7 +148,7 @@ fn oversized_clover_dir_is_not_kept() {
         assert_eq!(names(&write_all(&mut drone, now)), ["clover_dir"]);
         drone.handle_frame(&response(1, "clover_dir", answer), now);
         assert_eq!(drone.clover_dir(), kept);
-        // That was its answer: it is not asked again.
+        // A response without a valid path counts: it is not requested again.
         drone.on_disconnected(now);
         drone.on_connected(now);
         assert_eq!(names(&write_all(&mut drone, now)), [""; 0]);
@@ -172,7 +178,7 @@ fn written_frames_are_sent_and_responses_are_matched() {
     let early = events(&mut drone);
     assert!(
         matches!(early.as_slice(), [Event::Ignored(_)]),
-        "not asked yet: {early:?}"
+        "the request was not sent yet: {early:?}"
     );
     assert_eq!(
         names(&write_all(&mut drone, now)),
@@ -186,7 +192,7 @@ fn written_frames_are_sent_and_responses_are_matched() {
             Event::Completed(2, Completion::Sent)
         ]
     );
-    // A number of another request, a name of another request, an unknown number.
+    // The id of another request, then an unknown id.
     for (id, name) in [(2, "telemetry"), (9, "time")] {
         drone.handle_frame(&response(id, name, json!(1)), now);
         assert!(matches!(events(&mut drone).as_slice(), [Event::Ignored(_)]));
@@ -199,11 +205,17 @@ fn written_frames_are_sent_and_responses_are_matched() {
         content: Bytes::from_static(b"y"),
     };
     drone.handle_frame(&file.to_frame(), now);
-    let told = events(&mut drone);
-    assert_eq!(told[0], Event::Completed(3, Completion::Response(json!(1.5))));
-    assert!(matches!(told[1], Event::Ignored(_)), "answered twice: {told:?}");
+    let events_seen = events(&mut drone);
     assert_eq!(
-        told[2],
+        events_seen[0],
+        Event::Completed(3, Completion::Response(json!(1.5)))
+    );
+    assert!(
+        matches!(events_seen[1], Event::Ignored(_)),
+        "the second response is ignored: {events_seen:?}"
+    );
+    assert_eq!(
+        events_seen[2],
         Event::Completed(4, Completion::File(Bytes::from_static(b"y")))
     );
     assert!(!drone.is_awaiting_file());
@@ -217,7 +229,7 @@ fn options_decide_what_survives_a_disconnect() {
         drone.send_request(1, "asked", no_arguments(), deadlines(now), now);
         write_all(&mut drone, now);
         drone.send_action(2, "half", no_arguments(), now + SECOND, now);
-        assert!(drone.next_frame(now).is_some(), "half of it is written");
+        assert!(drone.next_frame(now).is_some(), "the frame is half written");
         drone.send_action(3, "queued", no_arguments(), now + SECOND, now);
         drone.send_request(4, "unasked", no_arguments(), deadlines(now), now);
         drone.on_disconnected(now);
@@ -251,7 +263,7 @@ fn options_decide_what_survives_a_disconnect() {
             expected.extend(["half", "queued", "unasked", "away"]);
         }
         assert_eq!(names(&again), expected, "resume {resume}, resend {resend}");
-        // Disconnected before the request was sent again: that counts as sent again.
+        // A connection that is lost before the request is sent again does not end it.
         if resend {
             drone.on_disconnected(now);
             drone.on_connected(now);
@@ -259,10 +271,10 @@ fn options_decide_what_survives_a_disconnect() {
             drone.on_connected(now);
             assert_eq!(names(&write_all(&mut drone, now))[0], "asked");
             drone.handle_frame(&response(2, "asked", json!(1)), now);
-            let told = events(&mut drone);
+            let events_seen = events(&mut drone);
             assert!(
-                told.contains(&Event::Completed(1, Completion::Response(json!(1)))),
-                "{told:?}"
+                events_seen.contains(&Event::Completed(1, Completion::Response(json!(1)))),
+                "{events_seen:?}"
             );
         }
     }
@@ -301,7 +313,7 @@ fn arriving_file_extends_its_deadline() {
         ..Header::default()
     };
     drone.extend_file_deadline(&file, now + 25 * SECOND);
-    // Readings do not extend the deadline, however often they come.
+    // Readings do not extend the deadline.
     drone.extend_file_deadline(&Header::default(), now + 90 * SECOND);
     drone.handle_timeout(now + 24 * SECOND);
     assert!(events(&mut drone).is_empty());
@@ -316,20 +328,20 @@ fn json_over_its_own_limit_is_ignored() {
     drone.request_file(1, "/y", deadlines(now), now);
     write_all(&mut drone, now);
     assert!(drone.is_awaiting_file());
-    let passed_over = |drone: &mut Drone| {
-        let told = events(drone);
-        matches!(told.as_slice(), [Event::Ignored(note)] if note.contains("bytes of JSON"))
+    let is_ignored = |drone: &mut Drone| {
+        let events_seen = events(drone);
+        matches!(events_seen.as_slice(), [Event::Ignored(note)] if note.contains("bytes of JSON"))
     };
     let frame = |bytes: usize| response(2, "filetransfer", json!("x".repeat(bytes)));
-    let around = frame(0).content.len();
-    drone.handle_frame(&frame(CONTENT_BYTES_MAX + 1 - around), now);
-    assert!(passed_over(&mut drone) && drone.is_awaiting_file());
-    drone.handle_frame(&frame(CONTENT_BYTES_MAX - around), now);
+    let envelope = frame(0).content.len();
+    drone.handle_frame(&frame(CONTENT_BYTES_MAX + 1 - envelope), now);
+    assert!(is_ignored(&mut drone) && drone.is_awaiting_file());
+    drone.handle_frame(&frame(CONTENT_BYTES_MAX - envelope), now);
     assert!(matches!(
         events(&mut drone).as_slice(),
         [Event::Completed(1, Completion::WrongKind(_))]
     ));
-    // A file may be that long.
+    // A file may have that length.
     drone.request_file(2, "/y", deadlines(now), now);
     write_all(&mut drone, now);
     let content = Bytes::from(vec![0; CONTENT_BYTES_MAX + 1]);
@@ -351,10 +363,10 @@ fn silent_drone_is_probed_and_then_times_out() {
     let mut drone = ready_drone(false, false, now);
     assert_eq!(drone.poll_timeout(), Some(now + PROBE_AFTER));
     drone.handle_timeout(now + PROBE_AFTER);
-    let asked = write_all(&mut drone, now + PROBE_AFTER);
-    assert_eq!(names(&asked), ["id"]);
+    let requested = write_all(&mut drone, now + PROBE_AFTER);
+    assert_eq!(names(&requested), ["id"]);
     assert_eq!(drone.poll_timeout(), Some(now + IDLE));
-    // It answers: the timers start anew.
+    // Its response restarts both timers.
     let later = now + PROBE_AFTER + SECOND;
     drone.handle_frame(&response(2, "id", json!("clever-1")), later);
     assert_eq!(
@@ -363,7 +375,7 @@ fn silent_drone_is_probed_and_then_times_out() {
     );
     drone.handle_timeout(later + IDLE);
     drone.handle_timeout(later + IDLE);
-    assert_eq!(events(&mut drone), [Event::IdleTimeout], "once");
+    assert_eq!(events(&mut drone), [Event::IdleTimeout], "reported once");
     assert!(drone.poll_timeout().is_none());
 }
 
@@ -373,159 +385,9 @@ fn changed_id_is_reported() {
     let mut drone = ready_drone(false, false, now);
     drone.probe();
     drone.probe();
-    assert_eq!(names(&write_all(&mut drone, now)), ["id"], "one at a time");
+    assert_eq!(names(&write_all(&mut drone, now)), ["id"], "one probe at a time");
     drone.handle_frame(&response(2, "id", json!("other")), now);
     assert_eq!(events(&mut drone), [Event::IdChanged("other".to_owned())]);
-}
-
-#[test]
-fn stop_goes_first_drops_actions_and_is_resent() {
-    let now = clock::now();
-    let mut drone = ready_drone(true, true, now);
-    drone.send_action(1, "takeoff", no_arguments(), now + SECOND, now);
-    drone.send_file(2, "/x", Bytes::new(), now + SECOND, now);
-    drone.send_request(3, "time", no_arguments(), deadlines(now), now);
-    drone.stop(4, "emergency_land", now + SECOND);
-    assert!(drone.is_stopped());
-    assert_eq!(names(&write_all(&mut drone, now)), ["emergency_land", "time"]);
-    let told = events(&mut drone);
-    for ticket in [1, 2] {
-        assert!(
-            told.contains(&Event::Completed(
-                ticket,
-                Completion::Refused("dropped by an emergency stop")
-            )),
-            "{told:?}"
-        );
-    }
-    assert!(told.contains(&Event::Completed(4, Completion::Sent)));
-    drone.send_action(5, "takeoff", no_arguments(), now + SECOND, now);
-    assert!(matches!(
-        events(&mut drone).as_slice(),
-        [Event::Completed(5, Completion::Refused(_))]
-    ));
-    // On each new connection, before everything else.
-    drone.on_disconnected(now);
-    drone.on_connected(now);
-    assert_eq!(names(&write_all(&mut drone, now)), ["emergency_land", "time"]);
-    // A drone that is disconnected gets the stop when it returns, even if no ticket waits for it any more.
-    drone.on_disconnected(now);
-    drone.stop(6, "emergency_land", now + SECOND);
-    drone.handle_timeout(now + SECOND);
-    let told = events(&mut drone);
-    assert!(
-        matches!(told.as_slice(), [Event::Completed(6, Completion::NoAnswer(why))] if why.contains("when the drone is back")),
-        "{told:?}"
-    );
-    drone.on_connected(now + SECOND);
-    assert_eq!(
-        names(&write_all(&mut drone, now + SECOND)),
-        ["emergency_land", "time"]
-    );
-    assert!(drone.release() && !drone.release());
-    drone.send_action(7, "led", no_arguments(), now + 5 * SECOND, now + SECOND);
-    assert_eq!(names(&write_all(&mut drone, now + SECOND)), ["led"]);
-}
-
-#[test]
-fn action_half_written_at_a_stop_is_not_resent() {
-    let dropped = Completion::Refused("dropped by an emergency stop");
-    for release in [false, true] {
-        let now = clock::now();
-        let mut drone = ready_drone(true, true, now);
-        drone.send_action(1, "takeoff", no_arguments(), now + SECOND, now);
-        assert!(drone.next_frame(now).is_some(), "half of it is written");
-        drone.stop(2, "emergency_land", now + SECOND);
-        if release {
-            drone.release();
-        }
-        drone.on_disconnected(now);
-        assert_eq!(events(&mut drone), [Event::Completed(1, dropped.clone())]);
-        drone.on_connected(now);
-        assert_eq!(names(&write_all(&mut drone, now)), ["emergency_land"]);
-        assert_eq!(events(&mut drone), [Event::Completed(2, Completion::Sent)]);
-    }
-    // It was written completely after all, and is reported so.
-    let now = clock::now();
-    let mut drone = ready_drone(true, true, now);
-    drone.send_action(1, "takeoff", no_arguments(), now + SECOND, now);
-    assert!(drone.next_frame(now).is_some());
-    drone.stop(2, "emergency_land", now + SECOND);
-    drone.on_written();
-    assert_eq!(events(&mut drone), [Event::Completed(1, Completion::Sent)]);
-}
-
-#[test]
-fn stop_is_sent_although_cancelled_or_expired() {
-    for (late, lost) in [(false, false), (true, false), (false, true), (true, true)] {
-        let now = clock::now();
-        let mut drone = ready_drone(true, true, now);
-        drone.send_file(1, "/x", Bytes::new(), now + SECOND, now);
-        assert!(drone.next_frame(now).is_some(), "a file is on its way");
-        // Two tickets at once: one frame serves both.
-        for ticket in [2, 3] {
-            drone.stop(ticket, "emergency_land", now + SECOND);
-        }
-        if late {
-            drone.handle_timeout(now + SECOND);
-            let told = events(&mut drone);
-            assert!(
-                matches!(
-                    told.as_slice(),
-                    [Event::Completed(2, Completion::NoAnswer(why)), Event::Completed(3, Completion::NoAnswer(_))]
-                        if why.contains("not sent yet")
-                ),
-                "it is here, and not told: {told:?}"
-            );
-        } else {
-            drone.cancel(2);
-            drone.cancel(3);
-        }
-        let now = now + 2 * SECOND;
-        drone.on_written();
-        if lost {
-            assert!(drone.next_frame(now).is_some(), "half of the stop is written");
-            drone.on_disconnected(now);
-            drone.on_connected(now);
-        }
-        assert_eq!(names(&write_all(&mut drone, now)), ["emergency_land"]);
-        assert_eq!(events(&mut drone), [Event::Completed(1, Completion::Sent)]);
-    }
-    // Not after its release, wherever it is queued.
-    for half in [false, true] {
-        let now = clock::now();
-        let mut drone = ready_drone(true, true, now);
-        drone.send_request(1, "time", no_arguments(), deadlines(now), now);
-        assert!(drone.next_frame(now).is_some());
-        drone.stop(2, "emergency_land", now + SECOND);
-        if half {
-            drone.on_written();
-            assert!(drone.next_frame(now).is_some(), "half of the stop is written");
-        }
-        drone.cancel(2);
-        drone.release();
-        drone.on_disconnected(now);
-        drone.on_connected(now);
-        assert_eq!(names(&write_all(&mut drone, now)), ["time"]);
-    }
-}
-
-#[test]
-fn queued_stop_precedes_resent_requests() {
-    let now = clock::now();
-    let mut drone = drone(true, true);
-    drone.on_connected(now);
-    drone.send_request(1, "time", no_arguments(), deadlines(now), now);
-    assert_eq!(names(&write_all(&mut drone, now)), ["clover_dir", "time"]);
-    drone.send_request(2, "position", no_arguments(), deadlines(now), now);
-    assert!(drone.next_frame(now).is_some(), "half of it is written");
-    drone.stop(3, "emergency_land", now + SECOND);
-    drone.on_disconnected(now);
-    drone.on_connected(now);
-    assert_eq!(
-        names(&write_all(&mut drone, now)),
-        ["emergency_land", "clover_dir", "time", "position"]
-    );
 }
 
 #[test]
@@ -537,10 +399,11 @@ fn queue_requests_and_readings_are_bounded() {
     for ticket in 0..many + 5 {
         drone.send_action(ticket, "led", no_arguments(), now + SECOND, now);
     }
-    let told = events(&mut drone);
-    assert_eq!(told.len(), 5);
+    let events_seen = events(&mut drone);
+    assert_eq!(events_seen.len(), 5);
     assert!(
-        told.iter()
+        events_seen
+            .iter()
             .all(|event| matches!(event, Event::Completed(_, Completion::Refused(_))))
     );
     let mut drone = ready_drone(true, true, now);
@@ -579,17 +442,19 @@ fn readings_that_take_much_memory_are_ignored() {
         let action = "telemetry".to_owned();
         Message::Action { action, arguments }.to_frame()
     };
-    // A hundred times as long in memory as on the wire.
+    // Takes a hundred times its length in memory.
     let nested = Value::Array(vec![json!({ "": 0 }); 70]);
     for name in 0..READINGS_MAX {
         drone.handle_frame(&telemetry(json!({ (format!("r{name}")): nested })), now);
     }
     let kept = drone.readings().len();
     assert!((1..=READINGS_MEMORY_MAX / (70 * 600)).contains(&kept), "{kept}");
-    let told = events(&mut drone);
-    let passed_over = told.iter().filter(|event| matches!(event, Event::Ignored(_)));
-    assert_eq!(passed_over.count(), READINGS_MAX - kept);
-    // A smaller value in its place makes room for others.
+    let events_seen = events(&mut drone);
+    let ignored = events_seen
+        .iter()
+        .filter(|event| matches!(event, Event::Ignored(_)));
+    assert_eq!(ignored.count(), READINGS_MAX - kept);
+    // Replacing a value by a smaller one makes room for others.
     drone.handle_frame(
         &telemetry(json!({ "r0": 1, "memory": { "total": 4, "free": 1 } })),
         now,
