@@ -16,7 +16,7 @@
 //!
 //! | the table says | the command |
 //! |---|---|
-//! | new | is accepted; without time left it is a status query, and ends `expired` for good |
+//! | new | is accepted; without time left it is a status query, and its outcome is `expired` |
 //! | begun | a crash came between: it runs again if it was idempotent, still is, and nothing else forbids it; otherwise it ends `unknown` |
 //! | ended | gets the stored reply |
 //! | evicted | gets `unknown` |
@@ -32,6 +32,7 @@
 //!   table.
 
 mod deadline;
+mod in_flight;
 mod pending_writes;
 mod queues;
 mod replies;
@@ -43,12 +44,13 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use self::deadline::{is_expired, is_expired_in_queue};
+use self::in_flight::{InFlight, State};
 use self::pending_writes::PendingWrites;
 pub use self::queues::{LANDING_MAX, ORDINARY_MAX, RUNNING_MAX, WAITING_MAX};
 use self::queues::{Priority, RunQueues};
 pub use self::types::{ActionProperties, AfterFile, CommandSource, Effect, IncomingCommand, WriteId};
 use super::dedup::{DedupResult, DedupTable};
-use super::record::{Digest, Record, StoredReply};
+use super::record::{Record, StoredReply};
 use super::{CommandId, FLIGHT_TTL_MS_MAX, Stage};
 use crate::proto::outcome::Reply;
 #[cfg(feature = "planted-bugs")]
@@ -78,34 +80,6 @@ pub struct Executor {
     effects: Vec<Effect>,
     #[cfg(feature = "planted-bugs")]
     last_seen: BTreeMap<CommandId, Instant>,
-}
-
-/// A command in flight.
-#[derive(Clone, Copy, Debug)]
-struct InFlight {
-    digest: Digest,
-    deadline: Option<Instant>,
-    properties: ActionProperties,
-    source: CommandSource,
-    /// It started in an earlier run of this process.
-    recovered: bool,
-    state: State,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    Waiting,
-    Starting {
-        /// An emergency stop has come since its arrival.
-        stopped: bool,
-    },
-    Running {
-        /// Whether an emergency stop killed it.
-        killed: bool,
-    },
-    Ending {
-        has_run: bool,
-    },
 }
 
 #[derive(Debug)]
@@ -233,7 +207,7 @@ impl Executor {
         self.start_waiting(now);
     }
 
-    /// Records that a write failed, and why. It may be on the disk all the same.
+    /// Records that a write failed, and why. The records may be on the disk nevertheless.
     pub fn on_write_failed(&mut self, write_id: WriteId, why: &str, now: Instant) {
         let Some(WriteInProgress { purpose, .. }) = self.writes.remove(&write_id) else {
             return;
@@ -283,8 +257,8 @@ impl Executor {
         }
     }
 
-    /// A file that commands [wait for](AfterFile) is stored, or is not; `failed` says since when it is known that it or
-    /// one before it is not, and why. Flight actions that arrived by then are refused.
+    /// A file that commands [wait for](AfterFile) has ended. `failed` is `None` if it and those before it are stored; else
+    /// the time at which the failure became known, and its reason. Flight actions that arrived by then are refused.
     pub fn on_file_ended(&mut self, file: u64, failed: Option<(Instant, &str)>, now: Instant) {
         for id in self.queues.on_file_ended(file, failed.map(|(at, _)| at)) {
             self.end(
@@ -609,18 +583,5 @@ impl Executor {
 
     fn report_stage(&mut self, id: CommandId, stage: Stage) {
         self.effects.push(Effect::Stage { id, stage });
-    }
-}
-
-impl InFlight {
-    fn new(incoming: &IncomingCommand, again: bool, state: State) -> Self {
-        Self {
-            digest: incoming.digest,
-            deadline: incoming.deadline,
-            properties: incoming.properties,
-            source: incoming.source,
-            recovered: again,
-            state,
-        }
     }
 }

@@ -1,7 +1,7 @@
 //! The replies that the executor itself gives.
 
 use super::super::{CommandId, FLIGHT_TTL_MS_MAX};
-use super::{InFlight, WAITING_MAX};
+use super::WAITING_MAX;
 use crate::proto::outcome::{Outcome, Reply};
 
 pub(super) fn expired() -> Reply {
@@ -88,21 +88,5 @@ pub(super) fn interrupted_by(why: &str, reply: Reply) -> Reply {
     Reply {
         error: Some(format!("{why}: {how}")),
         ..reply
-    }
-}
-
-impl InFlight {
-    /// The outcome: `unknown` for a command that started before a crash and does not run again.
-    pub(super) fn final_reply(&self, ran: bool, reply: Reply) -> Reply {
-        if !self.recovered || ran || reply.state == Outcome::Unknown {
-            return reply;
-        }
-        let why = reply.error.unwrap_or_default();
-        Reply::ended(
-            Outcome::Unknown,
-            format!(
-                "the node's process ended midway; it may or may not have run, and was not run again: {why}"
-            ),
-        )
     }
 }
