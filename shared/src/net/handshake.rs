@@ -1,7 +1,7 @@
 //! The handshake that turns a TCP connection into an authenticated one: TLS, then one hello each way.
 //!
 //! The accepting side sends its hello first, so that a dialler shows its name and grant only to a member of its own
-//! fleet. Nothing that a peer says has an effect before its grant is verified. The handshake is bounded by
+//! fleet. A peer's data has no effect before its grant is verified. The handshake is bounded by
 //! [`PREAUTH_TIMEOUT`] and the caps of [`FrameLimits::PREAUTH`]. A refused peer is sent the reason.
 
 use std::collections::BTreeMap;
@@ -52,7 +52,7 @@ impl Identity {
     }
 }
 
-/// What a peer's hello says besides its key.
+/// The fields of a hello that the configuration sets.
 #[derive(Clone, Debug)]
 pub struct Profile {
     /// The peer's name, which need not be unique.
@@ -186,7 +186,7 @@ pub(crate) async fn refuse(mut conn: Conn, refused: &Refused) {
         conn.close().await
     };
     if !matches!(timeout(REFUSE_GRACE, sent).await, Ok(Ok(()))) {
-        tracing::debug!(%refused, "Refusal not sent: the peer may have gone");
+        tracing::debug!(%refused, "Refusal not sent: the peer may have disconnected");
     }
 }
 
@@ -219,14 +219,11 @@ impl LocalPeer {
         tcp: TcpStream,
         addr: SocketAddr,
     ) -> Result<AuthenticatedConn, HandshakeError> {
-        let handshake = async {
-            let stream = TlsStream::from(self.acceptor.accept(tcp).await?);
-            let key = tls::peer_key(stream.get_ref().1)?;
-            let exporter = tls::exporter(&stream)?;
-            self.exchange_hello_as_listener(Conn::new(stream, FrameLimits::PREAUTH), key, exporter, addr)
-                .await
-        };
-        with_preauth_timeout(handshake).await
+        with_preauth_timeout(async {
+            let stream = self.acceptor.accept(tcp).await?;
+            self.exchange_hello(stream.into(), addr, None).await
+        })
+        .await
     }
 
     /// The handshake on a dialled connection.
@@ -236,64 +233,54 @@ impl LocalPeer {
         addr: SocketAddr,
         channel: Channel,
     ) -> Result<AuthenticatedConn, HandshakeError> {
-        let handshake = async {
-            let stream = TlsStream::from(self.connector.connect(tls::server_name(), tcp).await?);
-            let key = tls::peer_key(stream.get_ref().1)?;
-            let exporter = tls::exporter(&stream)?;
-            self.exchange_hello_as_dialler(
-                Conn::new(stream, FrameLimits::PREAUTH),
-                key,
-                exporter,
-                addr,
-                channel,
-            )
-            .await
-        };
-        with_preauth_timeout(handshake).await
-    }
-
-    async fn exchange_hello_as_listener(
-        &self,
-        mut conn: Conn,
-        key: PublicKey,
-        exporter: [u8; 32],
-        addr: SocketAddr,
-    ) -> Result<AuthenticatedConn, HandshakeFailure> {
-        // The dialler decides the channel; the value in this hello has no effect.
-        conn.queue_frame(&Frame::json(Kind::Hello, &self.hello(Channel::Control)))?;
-        let (conn, hello) = read_hello(conn, key).await?;
-        let channel = hello.channel;
-        let (conn, grant) = self.check_hello_or_refuse(conn, key, &hello, channel)?;
-        Ok(AuthenticatedConn {
-            conn,
-            key,
-            hello,
-            grant,
-            dialler: DialedBy::Remote,
-            addr,
-            exporter,
-            preauth_slot: None,
+        with_preauth_timeout(async {
+            let stream = self.connector.connect(tls::server_name(), tcp).await?;
+            self.exchange_hello(stream.into(), addr, Some(channel)).await
         })
+        .await
     }
 
-    async fn exchange_hello_as_dialler(
+    /// Sends this side's hello and checks the peer's. `channel` is what this side dialled for; `None` if the peer
+    /// dialled.
+    async fn exchange_hello(
         &self,
-        conn: Conn,
-        key: PublicKey,
-        exporter: [u8; 32],
+        stream: TlsStream<TcpStream>,
         addr: SocketAddr,
-        channel: Channel,
+        channel: Option<Channel>,
     ) -> Result<AuthenticatedConn, HandshakeFailure> {
-        let (conn, hello) = read_hello(conn, key).await?;
-        let (mut conn, grant) = self.check_hello_or_refuse(conn, key, &hello, channel)?;
-        conn.queue_frame(&Frame::json(Kind::Hello, &self.hello(channel)))?;
-        conn.flush().await?;
+        let key = tls::peer_key(stream.get_ref().1)?;
+        let exporter = tls::exporter(&stream)?;
+        let mut conn = Conn::new(stream, FrameLimits::PREAUTH);
+        if channel.is_none() {
+            // The dialler decides the channel; the value in this hello has no effect.
+            conn.queue_frame(&Frame::json(Kind::Hello, &self.hello(Channel::Control)))?;
+        }
+        let (mut conn, hello) = read_hello(conn, key).await?;
+        let grant = match self.check_hello(&key, &hello, channel.unwrap_or(hello.channel)) {
+            Ok(grant) => grant,
+            Err(refused) => {
+                return Err(HandshakeFailure::Refused(Box::new(PendingRefusal {
+                    conn,
+                    key,
+                    name: Some(hello.name),
+                    refused,
+                })));
+            }
+        };
+        if let Some(channel) = channel {
+            conn.queue_frame(&Frame::json(Kind::Hello, &self.hello(channel)))?;
+            conn.flush().await?;
+        }
         Ok(AuthenticatedConn {
             conn,
             key,
             hello,
             grant,
-            dialler: DialedBy::Local,
+            dialler: if channel.is_some() {
+                DialedBy::Local
+            } else {
+                DialedBy::Remote
+            },
             addr,
             exporter,
             preauth_slot: None,
@@ -317,24 +304,6 @@ impl LocalPeer {
             grant: membership
                 .filter(|_| channel != Channel::Join)
                 .map(|m| m.grant().clone()),
-        }
-    }
-
-    fn check_hello_or_refuse(
-        &self,
-        conn: Conn,
-        key: PublicKey,
-        hello: &Hello,
-        channel: Channel,
-    ) -> Result<(Conn, Option<Grant>), HandshakeFailure> {
-        match self.check_hello(&key, hello, channel) {
-            Ok(grant) => Ok((conn, grant)),
-            Err(refused) => Err(HandshakeFailure::Refused(Box::new(PendingRefusal {
-                conn,
-                key,
-                name: Some(hello.name.clone()),
-                refused,
-            }))),
         }
     }
 

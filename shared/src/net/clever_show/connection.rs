@@ -5,16 +5,17 @@
 //!
 //! | the connection ends | [`CloseReason`] |
 //! |---|---|
-//! | the peer closes it between two messages | `Peer` |
-//! | it breaks, or ends within a message | `Broken` |
-//! | the bytes are not a frame, or one longer than [`SKIPPED_BYTES_MAX`] | `Garbled` |
-//! | a message is incomplete after [`Options::message_timeout`], or nothing can be written for [`WRITE_TIMEOUT`] | `Stalled` |
-//! | [`ConnectionManager::close`], another connection replaces it, or its events have no receiver | `Closed` |
+//! | the peer closes it between two messages | `ClosedByPeer` |
+//! | it breaks, or ends within a message | `Io` |
+//! | the bytes are not a frame, or one longer than [`SKIPPED_BYTES_MAX`] | `InvalidFrame` |
+//! | a message is incomplete after [`Options::message_timeout`], or nothing can be written for [`WRITE_TIMEOUT`] | `TimedOut` |
+//! | [`ConnectionManager::close`], another connection replaces it, or its events have no receiver | `ClosedLocally` |
 //!
 //! A message that is longer than allowed is skipped and reported as an event. Closing the connection instead would
 //! not help: the sender may send it again over each new one.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -110,7 +111,7 @@ pub enum CloseReason {
     /// The bytes are not a frame.
     #[error("the bytes are not a message: {0}")]
     InvalidFrame(#[from] WireError),
-    /// The peer stalled within a message, or does not read.
+    /// A message did not arrive or could not be written in time.
     #[error("the peer stalled within a message")]
     TimedOut,
 }
@@ -217,16 +218,16 @@ impl ConnectionManager {
             *count += 1;
             mine = *count;
         });
-        // Whatever closes this one counts on from there, while it waits for its turn as well.
+        // Each close raises the count, also while this connection waits for the one before it to end.
         let mut closing = inner.close_count.subscribe();
         let mut closed = std::pin::pin!(async {
-            // Its sender is ours.
-            let _later = closing.wait_for(|count| *count != mine).await;
+            // Cannot fail, because `inner` holds the sender.
+            closing.wait_for(|count| *count != mine).await.ok();
         });
-        let _turn = tokio::select! {
+        let _driver = tokio::select! {
             biased;
             () = &mut closed => return CloseReason::ClosedLocally,
-            turn = inner.driver_lock.lock() => turn,
+            driver = inner.driver_lock.lock() => driver,
         };
         {
             let mut state = inner.lock();
@@ -234,14 +235,15 @@ impl ConnectionManager {
             state.connected_since = Some(clock::now());
             state.peer.on_connected();
         }
-        let _lost = DisconnectGuard(inner);
+        let _guard = DisconnectGuard(inner);
         let (reading, writing) = stream.split();
-        tokio::select! {
+        let Err(reason) = tokio::select! {
             biased;
-            () = closed => CloseReason::ClosedLocally,
+            () = closed => Err(CloseReason::ClosedLocally),
             ended = inner.read_loop(reading) => ended,
             ended = inner.write_loop(writing) => ended,
-        }
+        };
+        reason
     }
 
     /// Closes the connection, if there is one.
@@ -254,8 +256,7 @@ impl ConnectionManager {
     /// # Errors
     /// See [`SendError`].
     pub fn send_message(&self, action: &str, arguments: Arguments) -> Result<(), SendError> {
-        self.inner
-            .send(|dialogue| dialogue.send_message(action, arguments))
+        self.inner.send(|peer| peer.send_message(action, arguments))
     }
 
     /// Sends an action to the peer, and drops an earlier one of the same name that still waits: for readings.
@@ -263,8 +264,7 @@ impl ConnectionManager {
     /// # Errors
     /// See [`SendError`].
     pub fn send_latest(&self, action: &str, arguments: Arguments) -> Result<(), SendError> {
-        self.inner
-            .send(|dialogue| dialogue.send_latest(action, arguments))
+        self.inner.send(|peer| peer.send_latest(action, arguments))
     }
 
     /// Answers a [request](Event::Request) over the present connection.
@@ -272,7 +272,7 @@ impl ConnectionManager {
     /// # Errors
     /// See [`SendError`].
     pub fn respond(&self, value: &str, id: &str, answer: ResponseBody) -> Result<(), SendError> {
-        self.inner.send(|dialogue| dialogue.respond(value, id, answer))
+        self.inner.send(|peer| peer.respond(value, id, answer))
     }
 
     /// Answers a request that [arrived](ReceivedEvent) at `asked`, unless the connection has changed since: another
@@ -287,9 +287,8 @@ impl ConnectionManager {
         answer: ResponseBody,
         asked: Instant,
     ) -> Result<(), SendError> {
-        let same = |connected: Instant| asked >= connected;
         let mut state = self.inner.lock();
-        if !state.connected_since.is_some_and(same) {
+        if state.connected_since.is_none_or(|since| asked < since) {
             return Err(SendError::OtherConnection);
         }
         state.peer.respond(value, id, answer)?;
@@ -307,8 +306,8 @@ impl ConnectionManager {
         arguments: Arguments,
         within: Duration,
     ) -> Result<Value, RequestError> {
-        let asked = |dialogue: &mut PeerState| dialogue.get_response(requested_value, arguments);
-        match self.send_request(asked, within).await? {
+        let request = |peer: &mut PeerState| peer.get_response(requested_value, arguments);
+        match self.send_request(request, within).await? {
             ResponseBody::Value(value) => Ok(value),
             ResponseBody::File(_) => Err(RequestError::WrongKind),
         }
@@ -325,19 +324,19 @@ impl ConnectionManager {
         within: Duration,
     ) -> Result<Bytes, FileTransferError> {
         let answer = self
-            .send_request(|dialogue| dialogue.get_file(client_filepath), within)
+            .send_request(|peer| peer.get_file(client_filepath), within)
             .await?;
         let ResponseBody::File(bytes) = answer else {
             return Err(RequestError::WrongKind.into());
         };
         if let Some(path) = filepath {
-            let (kept, to) = (bytes.clone(), path.to_owned());
-            let write = move || state_file::write_atomic(&to, &kept, MODE_PLAIN);
+            let (content, to) = (bytes.clone(), path.to_owned());
+            let write = move || state_file::write_atomic(&to, &content, MODE_PLAIN);
             let written = match tokio::task::spawn_blocking(write).await {
                 Ok(Ok(())) => Ok(()),
                 Ok(Err(StateFileError::Io { fault, .. })) => Err(fault),
                 Ok(Err(other)) => Err(io::Error::other(other)),
-                Err(fell_over) => Err(io::Error::other(fell_over)),
+                Err(panicked) => Err(io::Error::other(panicked)),
             };
             let path = path.to_owned();
             written.map_err(|source| FileTransferError::Io { path, source })?;
@@ -353,7 +352,7 @@ impl ConnectionManager {
         let (path, max) = (filepath.to_owned(), self.inner.options.content_bytes_max);
         let read = tokio::task::spawn_blocking(move || read_file(&path, max)).await;
         let path = filepath.to_owned();
-        match read.unwrap_or_else(|fell_over| Err(io::Error::other(fell_over))) {
+        match read.unwrap_or_else(|panicked| Err(io::Error::other(panicked))) {
             Ok(Some(bytes)) => Ok(self.send_bytes(bytes, dest_filepath)?),
             Ok(None) => Err(FileTransferError::TooLong { path, max }),
             Err(source) => Err(FileTransferError::Io { path, source }),
@@ -365,30 +364,29 @@ impl ConnectionManager {
     /// # Errors
     /// See [`SendError`].
     pub fn send_bytes(&self, bytes: Bytes, dest_filepath: &str) -> Result<(), SendError> {
-        self.inner
-            .send(|dialogue| dialogue.send_file(dest_filepath, bytes))
+        self.inner.send(|peer| peer.send_file(dest_filepath, bytes))
     }
 
     async fn send_request(
         &self,
-        asked: impl FnOnce(&mut PeerState) -> Result<u64, SendError>,
+        request: impl FnOnce(&mut PeerState) -> Result<u64, SendError>,
         within: Duration,
     ) -> Result<ResponseBody, RequestError> {
-        let (tell, told) = oneshot::channel();
+        let (reply, reply_receiver) = oneshot::channel();
         let number = {
             let mut state = self.inner.lock();
-            let number = asked(&mut state.peer)?;
-            state.pending.insert(number, tell);
+            let number = request(&mut state.peer)?;
+            state.pending.insert(number, reply);
             number
         };
-        let _given_up = AbandonGuard {
+        let _guard = AbandonGuard {
             inner: &self.inner,
             number,
         };
         self.inner.wake.notify();
-        match tokio::time::timeout(within, told).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_ended)) => Err(RequestError::Closed),
+        match tokio::time::timeout(within, reply_receiver).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_dropped)) => Err(RequestError::Closed),
             Err(_elapsed) => Err(RequestError::TimedOut),
         }
     }
@@ -416,7 +414,8 @@ impl Drop for DisconnectGuard<'_> {
         let mut state = self.0.lock();
         (state.addr, state.connected_since) = (None, None);
         state.peer.on_disconnected();
-        let _nothing_was_read = state.resolve_responses();
+        // Losing a connection creates no other events.
+        drop(state.resolve_responses());
     }
 }
 
@@ -425,9 +424,9 @@ impl State {
     fn resolve_responses(&mut self) -> VecDeque<Event> {
         let mut others = VecDeque::new();
         while let Some(event) = self.peer.poll_event() {
-            let (number, end) = match event {
-                Event::Response { number, body: answer } => (number, Ok(answer)),
-                Event::RequestFailed { number, error: why } => (number, Err(why)),
+            let (number, result) = match event {
+                Event::Response { number, body } => (number, Ok(body)),
+                Event::RequestFailed { number, error } => (number, Err(error)),
                 Event::Action { .. }
                 | Event::File { .. }
                 | Event::Request { .. }
@@ -438,9 +437,9 @@ impl State {
                     continue;
                 }
             };
-            if let Some(tell) = self.pending.remove(&number) {
-                // The caller may have stopped waiting.
-                let _gone = tell.send(end);
+            if let Some(reply) = self.pending.remove(&number) {
+                // Fails if the caller has stopped waiting.
+                reply.send(result).ok();
             }
         }
         others
@@ -452,18 +451,19 @@ impl Inner {
         self.state.lock()
     }
 
-    fn send(&self, said: impl FnOnce(&mut PeerState) -> Result<(), SendError>) -> Result<(), SendError> {
-        said(&mut self.lock().peer)?;
+    fn send(&self, send: impl FnOnce(&mut PeerState) -> Result<(), SendError>) -> Result<(), SendError> {
+        send(&mut self.lock().peer)?;
         self.wake.notify();
         Ok(())
     }
 
-    /// Reads until the connection ends. Events carry their earliest arrival: see [`Source`].
-    async fn read_loop(&self, from: ReadHalf<'_>) -> CloseReason {
+    /// Reads until the connection ends. Events carry their earliest arrival: see [`TimedReader`].
+    async fn read_loop(&self, from: ReadHalf<'_>) -> Result<Infallible, CloseReason> {
         let limits = FrameLimits {
             header: HEADER_BYTES_MAX,
             content: self.options.content_bytes_max,
         };
+        let timeout = self.options.message_timeout;
         let mut from = TimedReader::new(from);
         let mut reader = FrameReader::new(limits);
         let mut pace = TokenBucket::per_second(self.options.rate);
@@ -472,65 +472,48 @@ impl Inner {
             match reader.next_frame(&mut buffer) {
                 Err(WireError::ContentTooLong { bytes, max }) if bytes <= SKIPPED_BYTES_MAX => {
                     // The header is still at the front of the buffer.
-                    let head = buffer
+                    let header = buffer
                         .first_chunk()
                         .map_or(0, |length| u16::from_be_bytes(*length));
-                    buffer.advance(LENGTH_BYTES + usize::from(head));
-                    let (since, until) = (
-                        from.earliest_arrival(),
-                        clock::now() + self.options.message_timeout,
-                    );
-                    if let Err(ended) = from.skip(&mut buffer, bytes, until).await {
-                        return ended;
-                    }
+                    buffer.advance(LENGTH_BYTES + usize::from(header));
+                    let earliest_arrival = from.earliest_arrival();
+                    from.skip(&mut buffer, bytes, clock::now() + timeout).await?;
                     (begun, reader) = (None, FrameReader::new(limits));
-                    let event = Event::TooLong { bytes, max };
-                    if self
-                        .events
-                        .send(ReceivedEvent {
-                            event,
-                            earliest_arrival: since,
-                        })
-                        .await
-                        .is_err()
-                    {
-                        return CloseReason::ClosedLocally;
-                    }
+                    self.forward(Event::TooLong { bytes, max }, earliest_arrival, 1)
+                        .await?;
                     continue;
                 }
-                Err(error) => return error.into(),
+                Err(error) => return Err(error.into()),
                 Ok(Some(frame)) => {
                     begun = None;
                     while let Err(wait) = pace.try_take(clock::now()) {
                         tokio::time::sleep(wait).await;
                     }
-                    if !self.on_frame(&frame, from.earliest_arrival()).await {
-                        return CloseReason::ClosedLocally;
-                    }
+                    self.on_frame(&frame, from.earliest_arrival()).await?;
                     continue;
                 }
                 Ok(None) => {}
             }
-            let within = !buffer.is_empty() || !reader.is_between_frames();
-            if within {
+            let is_within_message = !buffer.is_empty() || !reader.is_between_frames();
+            if is_within_message {
                 begun.get_or_insert_with(clock::now);
             } else {
                 // An idle connection keeps no buffer.
                 buffer = BytesMut::new();
             }
             buffer.reserve(reader.missing_bytes().clamp(READ_BYTES.0, READ_BYTES.1));
-            let until = begun.map(|begun: Instant| begun + self.options.message_timeout);
-            match from.read(&mut buffer, until).await {
-                Ok(0) if within => return io::Error::from(io::ErrorKind::UnexpectedEof).into(),
-                Ok(0) => return CloseReason::ClosedByPeer,
-                Ok(_) => {}
-                Err(ended) => return ended,
+            let until = begun.map(|begun: Instant| begun + timeout);
+            if from.read(&mut buffer, until).await? == 0 {
+                return Err(if is_within_message {
+                    io::Error::from(io::ErrorKind::UnexpectedEof).into()
+                } else {
+                    CloseReason::ClosedByPeer
+                });
             }
         }
     }
 
-    /// Whether the events have a receiver.
-    async fn on_frame(&self, frame: &Frame, since: Instant) -> bool {
+    async fn on_frame(&self, frame: &Frame, earliest_arrival: Instant) -> Result<(), CloseReason> {
         let json = frame.header.content_type == ContentType::Json;
         let events = if json && frame.content.len() > CONTENT_BYTES_MAX {
             // Only files may be as long as the options allow: JSON takes many times its length in memory.
@@ -541,26 +524,36 @@ impl Inner {
             state.peer.handle_frame(frame);
             state.resolve_responses()
         };
-        let room = match frame.content.len() {
+        let slots = match frame.content.len() {
             0..=SMALL_CONTENT_BYTES => 1,
             _ => EVENTS_MAX,
         };
         for event in events {
-            let Ok(mut places) = self.events.reserve_many(room).await else {
-                return false;
-            };
-            if let Some(place) = places.next() {
-                place.send(ReceivedEvent {
-                    event,
-                    earliest_arrival: since,
-                });
-            }
+            self.forward(event, earliest_arrival, slots).await?;
         }
-        true
+        Ok(())
     }
 
-    async fn write_loop(&self, mut to: WriteHalf<'_>) -> CloseReason {
-        let mut told = TokenBucket::with_burst(1, WARNINGS_BURST);
+    /// Sends an event to the receiver once this many can be queued, its own place included.
+    async fn forward(
+        &self,
+        event: Event,
+        earliest_arrival: Instant,
+        slots: usize,
+    ) -> Result<(), CloseReason> {
+        let reserved = self.events.reserve_many(slots).await;
+        let mut reserved = reserved.map_err(|_no_receiver| CloseReason::ClosedLocally)?;
+        if let Some(slot) = reserved.next() {
+            slot.send(ReceivedEvent {
+                event,
+                earliest_arrival,
+            });
+        }
+        Ok(())
+    }
+
+    async fn write_loop(&self, mut to: WriteHalf<'_>) -> Result<Infallible, CloseReason> {
+        let mut warnings = TokenBucket::with_burst(1, WARNINGS_BURST);
         loop {
             let frame = self.lock().peer.poll_transmit();
             let Some(frame) = frame else {
@@ -569,7 +562,7 @@ impl Inner {
             };
             let mut head = BytesMut::new();
             if let Err(error) = frame.encode_header_to(&mut head) {
-                if told.try_take(clock::now()).is_ok() {
+                if warnings.try_take(clock::now()).is_ok() {
                     tracing::warn!(%error, "Message not sent");
                 }
                 self.lock().peer.on_written();
@@ -578,12 +571,8 @@ impl Inner {
             // Short content goes into one write with the header.
             let with = frame.content.len().min(WRITE_BYTES);
             head.extend_from_slice(&frame.content[..with]);
-            let parts = [&head[..], &frame.content[with..]];
-            for part in parts {
-                if let Err(ended) = stream::write(&mut to, part).await {
-                    return ended;
-                }
-            }
+            stream::write(&mut to, &head).await?;
+            stream::write(&mut to, &frame.content[with..]).await?;
             self.lock().peer.on_written();
         }
     }
