@@ -88,7 +88,7 @@ pub async fn timeout_at<F: IntoFuture>(at: Instant, future: F) -> Result<F::Outp
 
 /// Wall-clock time in milliseconds since 1970-01-01 UTC; 0 if the clock is before that. For people and logs, for what
 /// has to outlive a restart of this machine's own program (when its invitations end), and as a start for counters that
-/// rise over restarts. Nothing that another machine says is ever compared with it.
+/// rise over restarts. It is never compared with a time from another machine.
 pub fn unix_time_ms() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)

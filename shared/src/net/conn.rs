@@ -31,7 +31,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
 pub(crate) enum IoProgress {
     /// Bytes came in: ask [`Conn::next_frame`].
     Received,
-    /// Everything that waited has gone out.
+    /// All queued frames have been written.
     Flushed,
     /// The peer has closed its side.
     Closed,

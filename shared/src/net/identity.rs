@@ -42,7 +42,7 @@ impl KeyFile {
     fn remedy(self) -> &'static str {
         match self {
             Self::Identity => "delete it to get a new key and join again",
-            Self::FleetRoot => "delete it and make a new fleet, which every member has to join anew",
+            Self::FleetRoot => "delete it and make a new fleet, which every member has to join again",
         }
     }
 }
@@ -97,7 +97,7 @@ pub fn load(dir: &Path, which: KeyFile) -> Result<Option<SigningKey>, IdentityEr
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(state_file::io_error("read", &path)(error).into()),
     };
-    // The mode of the open file, so that it is the one of what is read.
+    // The mode of the open file, so that it belongs to the content that is read.
     let metadata = file.metadata().map_err(state_file::io_error("read", &path))?;
     let mode = metadata.permissions().mode() & 0o7777;
     if mode & 0o077 != 0 {

@@ -141,7 +141,7 @@ mod tests {
         assert_eq!(held.len(), PREAUTH_PER_SOURCE_MAX);
         assert!(acquire_slot(&limiter, "192.168.1.5").await.is_none());
         drop(held);
-        assert!(limiter.counts.lock().is_empty(), "nobody is remembered");
+        assert!(limiter.counts.lock().is_empty(), "no source has an entry");
         assert_eq!(limiter.free.available_permits(), PREAUTH_CONNECTIONS_MAX);
     }
 

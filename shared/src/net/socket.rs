@@ -162,7 +162,7 @@ pub enum SocketError {
     Unreachable {
         /// Who was called.
         addr: SocketAddr,
-        /// What the kernel said.
+        /// The system's error.
         source: io::Error,
     },
     /// Anything else that the kernel refused.
@@ -172,7 +172,7 @@ pub enum SocketError {
         what: &'static str,
         /// The local or the peer's address.
         addr: SocketAddr,
-        /// What the kernel said.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -180,7 +180,7 @@ pub enum SocketError {
 /// Listens on an address; port 0 takes a free one, which the listener then knows. `[::]` takes IPv4 too.
 ///
 /// # Errors
-/// [`SocketError`], which says what to change.
+/// [`SocketError`], whose text names the remedy.
 pub fn listen(addr: SocketAddr) -> Result<TcpListener, SocketError> {
     let bound = || -> io::Result<TcpListener> {
         let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
@@ -213,7 +213,7 @@ pub fn listen(addr: SocketAddr) -> Result<TcpListener, SocketError> {
 /// Connects, with every option set before the first packet.
 ///
 /// # Errors
-/// [`SocketError`], which says what to look at.
+/// [`SocketError`], whose text says what to check.
 pub async fn connect(
     addr: SocketAddr,
     timeout: Duration,
@@ -255,7 +255,7 @@ pub async fn connect(
 /// Sets every option on a connection that was accepted.
 ///
 /// # Errors
-/// [`SocketError::Other`]: the connection is then best dropped, most often because it is gone already.
+/// [`SocketError::Other`]: drop the connection; in most cases it is closed already.
 pub fn configure_accepted(
     stream: &TcpStream,
     keepalive: &KeepaliveConfig,
@@ -271,7 +271,7 @@ pub fn configure_accepted(
     })
 }
 
-/// An accepted connection whose purpose is known only when its peer has said hello: a second handle of it.
+/// A second handle of an accepted connection, to set its traffic class once the peer's hello names the channel.
 #[derive(Debug)]
 pub(crate) struct AcceptedSocket(Option<OwnedFd>);
 

@@ -30,7 +30,7 @@ pub enum StateFileError {
         doing: &'static str,
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         fault: io::Error,
     },
     /// The content is not that of a state file.

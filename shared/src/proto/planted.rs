@@ -7,7 +7,7 @@ thread_local! {
     static PLANTED: Cell<Option<Bug>> = const { Cell::new(None) };
 }
 
-/// A realistic mistake. Each variant says what the code does wrong.
+/// A realistic mistake. Each variant names what the code does wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bug {
     /// The directory is not synced after a snapshot is renamed.

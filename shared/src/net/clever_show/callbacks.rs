@@ -89,43 +89,43 @@ impl Callbacks {
     /// Runs the callbacks for a peer, over all its connections. It does not return; dropping the future drops the
     /// running callbacks.
     pub async fn serve(self, connection: &ConnectionManager, mut incoming: mpsc::Receiver<ReceivedEvent>) {
-        let mut at_work = JoinSet::new();
-        let room = Arc::new(Semaphore::new(CALLBACKS_BYTES_MAX as usize));
+        let mut running = JoinSet::new();
+        let memory = Arc::new(Semaphore::new(CALLBACKS_BYTES_MAX as usize));
         while let Some(ReceivedEvent {
             event,
-            earliest_arrival: since,
+            earliest_arrival,
         }) = incoming.recv().await
         {
-            while at_work.try_join_next().is_some() {}
-            if at_work.len() >= CALLBACKS_MAX {
-                at_work.join_next().await;
+            while running.try_join_next().is_some() {}
+            if running.len() >= CALLBACKS_MAX {
+                running.join_next().await;
             }
             match event {
                 Event::Action { action, arguments } => match self.messages.get(&action) {
                     Some(callback) => {
-                        let place = reserve_memory(&room, &arguments).await;
+                        let reserved = reserve_memory(&memory, &arguments).await;
                         let work = callback(connection.clone(), arguments);
-                        at_work.spawn(async move {
+                        running.spawn(async move {
                             work.await;
-                            drop(place);
+                            drop(reserved);
                         });
                     }
                     None => tracing::debug!(action, "Action ignored: no callback"),
                 },
                 Event::Request { value, id, arguments } => {
                     if let Some(callback) = self.requests.get(&value) {
-                        let place = reserve_memory(&room, &arguments).await;
+                        let reserved = reserve_memory(&memory, &arguments).await;
                         let answer = callback(connection.clone(), arguments);
                         let connection = connection.clone();
-                        at_work.spawn(async move {
+                        running.spawn(async move {
                             let answer = answer.await.map(ResponseBody::Value);
-                            respond(&connection, (&value, &id), answer, since);
-                            drop(place);
+                            respond(&connection, (&value, &id), answer, earliest_arrival);
+                            drop(reserved);
                         });
                     } else if let Some(roots) = self.roots.clone().filter(|_| value == FILE_TRANSFER) {
                         let read =
                             read_requested_file(roots, &arguments, connection.options().content_bytes_max);
-                        respond(connection, (&value, &id), read.await, since);
+                        respond(connection, (&value, &id), read.await, earliest_arrival);
                     } else {
                         tracing::debug!(value, "Request ignored: no callback");
                     }
@@ -149,21 +149,21 @@ impl Callbacks {
 }
 
 /// Reserves memory for the arguments of one callback; a request above the limit reserves all of it.
-async fn reserve_memory(room: &Arc<Semaphore>, arguments: &Arguments) -> Option<OwnedSemaphorePermit> {
+async fn reserve_memory(memory: &Arc<Semaphore>, arguments: &Arguments) -> Option<OwnedSemaphorePermit> {
     let bytes = u32::try_from(memory_bytes(arguments)).unwrap_or(u32::MAX);
-    let place = room.clone().acquire_many_owned(bytes.min(CALLBACKS_BYTES_MAX));
+    let reserved = memory.clone().acquire_many_owned(bytes.min(CALLBACKS_BYTES_MAX));
     // The semaphore is never closed.
-    place.await.ok()
+    reserved.await.ok()
 }
 
 fn respond(
     connection: &ConnectionManager,
     (value, id): (&str, &str),
     answer: Result<ResponseBody, String>,
-    asked: Instant,
+    request_arrival: Instant,
 ) {
     let responded = answer.and_then(|answer| {
-        let responded = connection.respond_to(value, id, answer, asked);
+        let responded = connection.respond_to(value, id, answer, request_arrival);
         responded.map_err(|error| error.to_string())
     });
     if let Err(error) = responded {
@@ -182,13 +182,11 @@ async fn save_pushed_file(roots: Roots, path: String, bytes: Bytes) {
 async fn read_requested_file(
     roots: Roots,
     arguments: &Arguments,
-    most: usize,
+    bytes_max: usize,
 ) -> Result<ResponseBody, String> {
     let path = arguments.kwargs.get("filepath").and_then(Value::as_str);
-    let path = path
-        .ok_or("a request for a file without its filepath")?
-        .to_owned();
-    let read = tokio::task::spawn_blocking(move || files::read(&roots, &path, most)).await;
-    let read = read.map_err(|fell_over| fell_over.to_string())?;
+    let path = path.ok_or("the request for a file has no filepath")?.to_owned();
+    let read = tokio::task::spawn_blocking(move || files::read(&roots, &path, bytes_max)).await;
+    let read = read.map_err(|panicked| panicked.to_string())?;
     read.map(ResponseBody::File).map_err(|error| error.to_string())
 }

@@ -137,7 +137,7 @@ impl Client {
         });
     }
 
-    /// Grows with each failure, with jitter between drones.
+    /// Waits; the pause grows with each failure, and has jitter so that drones do not dial at once.
     async fn back_off(&mut self) {
         let spread = u32::try_from(random::jitter() % 1_000).unwrap_or_default();
         let pause = self.pause + self.pause.mul_f64(f64::from(spread) / 1_000.0);
@@ -158,7 +158,7 @@ pub async fn broadcast_bind(port: u16) -> io::Result<(Announcement, SocketAddr)>
     socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())?;
     let socket = UdpSocket::from_std(socket.into())?;
     let mut pace = TokenBucket::per_second(DATAGRAMS_PER_SECOND);
-    // A longer datagram is truncated, and then is no whole frame.
+    // A longer datagram is truncated, and then is not a complete frame.
     let mut datagram = [0; ANNOUNCEMENT_BYTES_MAX];
     loop {
         while let Err(wait) = pace.try_take(clock::now()) {

@@ -16,9 +16,9 @@ pub(super) const SOCKET_POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// Buffer for bytes that are skipped.
 const READ_BYTES: usize = 256 * 1024;
 
-/// Reads a connection, and knows how old the bytes may be: the earliest arrival of what is read is the last time at
-/// which the socket was found empty. So a backlog, or a suspension of this process, never makes an old message look
-/// recent.
+/// Reads a connection and records how old the bytes may be: the earliest arrival of the bytes that are read is the last
+/// time at which the socket was found empty. So neither a backlog nor a suspension of this process makes an old message
+/// look recent.
 pub(super) struct TimedReader<'a> {
     from: ReadHalf<'a>,
     /// Of the bytes that were read.
@@ -92,7 +92,7 @@ impl<'a> TimedReader<'a> {
         }
     }
 
-    /// Waits until the deadline for bytes to read. [`Self::emptied`] becomes the last time at which there were none:
+    /// Waits until the deadline for bytes to read. `last_empty` becomes the last time at which there were none:
     /// the time is taken before the check, since any time may pass between the check and the next step, with the
     /// process stopped or the machine suspended. The runtime's readiness is not enough: after a suspension it may
     /// report none because it has not polled yet.
@@ -150,9 +150,11 @@ mod tests {
             theirs
         });
         let content = vec![0; 64 * 1024];
-        write(&mut ours, &content).await.expect("it takes something");
+        write(&mut ours, &content).await.expect("the peer reads slowly");
         let _theirs = reading.await.expect("ran");
-        let ended = write(&mut ours, &content).await.expect_err("it takes nothing");
+        let ended = write(&mut ours, &content)
+            .await
+            .expect_err("the peer reads nothing");
         assert!(matches!(ended, CloseReason::TimedOut), "{ended}");
     }
 }

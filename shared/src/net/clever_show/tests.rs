@@ -1,4 +1,4 @@
-//! Two ends of the library on loopback.
+//! Both sides of the library, connected over loopback.
 
 mod message_age;
 
@@ -26,7 +26,7 @@ async fn listener() -> (TcpListener, SocketAddr) {
     (listener, addr)
 }
 
-/// Serves one connection after another with these callbacks; the sender ends the connection at hand.
+/// Serves one connection after another with these callbacks.
 fn serve(listener: TcpListener, callbacks: Callbacks) -> ConnectionManager {
     let (connection, incoming) = ConnectionManager::new(Options::default());
     let serving = connection.clone();
@@ -54,14 +54,14 @@ async fn requests_actions_and_files_work_both_ways() {
     let roots = Roots::new(BTreeMap::from([("shows".to_owned(), dir.path().join("shows"))]));
     roots.create_missing();
     let (listener, addr) = listener().await;
-    let (tell, mut told) = mpsc::channel(8);
+    let (sender, mut received) = mpsc::channel(8);
     let mut callbacks = Callbacks::new();
     callbacks
         .request_callback("id", |_, _| async { Ok::<_, String>(json!("copter-1")) })
         .request_callback("broken", |_, _| async { Err::<serde_json::Value, _>("no") })
         .message_callback("led", move |_, arguments: Arguments| {
-            let tell = tell.clone();
-            async move { tell.send(arguments).await.expect("waited for") }
+            let sender = sender.clone();
+            async move { sender.send(arguments).await.expect("the receiver is open") }
         })
         .files(roots);
     let _drone = serve(listener, callbacks);
@@ -79,12 +79,12 @@ async fn requests_actions_and_files_work_both_ways() {
         .send_message("led", kwargs(json!({"red": 255})))
         .expect("room");
     assert_eq!(
-        within_timeout("led", told.recv()).await,
+        within_timeout("led", received.recv()).await,
         Some(kwargs(json!({"red": 255})))
     );
-    // Neither is answered, by the real program either.
+    // As in the real program, failing and unknown requests get no response.
     let short = Duration::from_millis(100);
-    for value in ["broken", "unheard of"] {
+    for value in ["broken", "unknown"] {
         let answer = server.get_response(value, none(), short).await;
         assert_eq!(answer, Err(RequestError::TimedOut), "{value}");
     }
@@ -97,7 +97,7 @@ async fn requests_actions_and_files_work_both_ways() {
         .await
         .expect("sent");
     let copy = dir.path().join("copy");
-    // Nobody answers a push, but whatever comes after it finds the file in its place.
+    // A push has no response; messages after it find the file stored.
     let fetched = server
         .get_file("shows/a/take1.csv", Some(&copy), TEST_TIMEOUT)
         .await;
@@ -141,7 +141,7 @@ async fn concurrent_fetches_of_one_file_are_whole() {
         assert_eq!(std::fs::read(&copy).expect("there"), content);
     }
     let left = std::fs::read_dir(dir.path()).expect("a directory").count();
-    assert_eq!(left, 2, "no other file is left");
+    assert_eq!(left, 2, "no temporary file is left");
 }
 
 #[tokio::test]
@@ -149,14 +149,19 @@ async fn pushed_file_is_stored_before_the_next_message() {
     let dir = tempfile::tempdir().expect("a directory");
     let roots = Roots::new(BTreeMap::from([("shows".to_owned(), dir.path().to_owned())]));
     let (listener, addr) = listener().await;
-    let (tell, mut told) = mpsc::channel(8);
+    let (sender, mut received) = mpsc::channel(8);
     let show = dir.path().join("take1.csv");
     let mut callbacks = Callbacks::new();
     callbacks
         .message_callback("start", move |_, _| {
             let found = std::fs::read(&show);
-            let tell = tell.clone();
-            async move { tell.send(found.expect("there")).await.expect("waited for") }
+            let sender = sender.clone();
+            async move {
+                sender
+                    .send(found.expect("there"))
+                    .await
+                    .expect("the receiver is open")
+            }
         })
         .files(roots);
     let _drone = serve(listener, callbacks);
@@ -171,13 +176,13 @@ async fn pushed_file_is_stored_before_the_next_message() {
     })
     .await;
     for round in 0..5 {
-        // Each is written faster than the one before.
+        // Each file is shorter than the one before.
         for number in 0..10_usize {
             let take = vec![round * 10 + u8::try_from(number).expect("small"); (10 - number) * 100_000];
             server.send_bytes(take.into(), "shows/take1.csv").expect("room");
         }
         server.send_message("start", Arguments::default()).expect("room");
-        let found = within_timeout("the start", told.recv()).await;
+        let found = within_timeout("the start", received.recv()).await;
         assert_eq!(found, Some(vec![round * 10 + 9; 100_000]));
     }
 }
@@ -186,15 +191,15 @@ async fn pushed_file_is_stored_before_the_next_message() {
 async fn running_callbacks_have_a_memory_limit() {
     const BYTES: usize = 1_000_000;
     let (listener, addr) = listener().await;
-    let (tell, mut told) = mpsc::channel(64);
-    let go = Arc::new(tokio::sync::Semaphore::new(0));
-    let may_go = go.clone();
+    let (sender, mut received) = mpsc::channel(64);
+    let release = Arc::new(tokio::sync::Semaphore::new(0));
+    let release_callbacks = release.clone();
     let mut callbacks = Callbacks::new();
     callbacks.message_callback("hold", move |_, arguments: Arguments| {
-        let (tell, go) = (tell.clone(), may_go.clone());
+        let (sender, release) = (sender.clone(), release_callbacks.clone());
         async move {
-            tell.send(()).await.expect("waited for");
-            go.acquire().await.expect("open").forget();
+            sender.send(()).await.expect("the receiver is open");
+            release.acquire().await.expect("open").forget();
             drop(arguments);
         }
     });
@@ -215,13 +220,17 @@ async fn running_callbacks_have_a_memory_limit() {
     tokio::spawn(async move { server.connect(stream).await });
     let at_once = CALLBACKS_BYTES_MAX as usize / BYTES;
     for _ in 0..at_once {
-        within_timeout("a callback", told.recv()).await.expect("one more");
+        within_timeout("a callback", received.recv())
+            .await
+            .expect("one more");
     }
-    let more = tokio::time::timeout(Duration::from_millis(300), told.recv()).await;
-    more.expect_err("there is no room");
-    go.add_permits(many);
+    let more = tokio::time::timeout(Duration::from_millis(300), received.recv()).await;
+    more.expect_err("the memory limit holds");
+    release.add_permits(many);
     for _ in at_once..many {
-        within_timeout("a callback", told.recv()).await.expect("one more");
+        within_timeout("a callback", received.recv())
+            .await
+            .expect("one more");
     }
 }
 
@@ -236,7 +245,7 @@ async fn requests_and_queue_survive_a_reconnect() {
         ..Options::default()
     };
     let (drone, _incoming) = ConnectionManager::new(options);
-    // Before there is any connection at all.
+    // Before the first connection.
     drone.send_message("hello", Arguments::default()).expect("room");
     let asking = drone.clone();
     let asked = tokio::spawn(async move {
@@ -251,7 +260,7 @@ async fn requests_and_queue_survive_a_reconnect() {
             driven.connect(stream).await;
         }
     });
-    // A peer that reads the request, and goes without an answer.
+    // The first peer reads the request and closes the connection.
     let (mut first, _) = listener.accept().await.expect("accepted");
     let mut bytes = vec![0; 4096];
     let mut read = 0;
@@ -307,9 +316,9 @@ async fn newest_connection_replaces_all_others() {
         let (stream, _) = listener.accept().await.expect("accepted");
         let connection = connection.clone();
         let mut one = Box::pin(async move { connection.connect(stream).await });
-        // It begins, and the one before has not given way yet.
+        // Polled once; the connection before it has not ended yet.
         let begun = tokio::time::timeout(Duration::ZERO, &mut one).await;
-        begun.expect_err("it lasts");
+        begun.expect_err("still open");
         driven.push(one);
     }
     let newest = tokio::spawn(driven.pop().expect("three"));
@@ -323,7 +332,7 @@ async fn newest_connection_replaces_all_others() {
         }
     })
     .await;
-    // One that waits for its turn is closed, too.
+    // A connection that waits for the one before it is closed too.
     let (stream, _) = {
         peers.push(TcpStream::connect(addr).await.expect("connected"));
         listener.accept().await.expect("accepted")
@@ -331,7 +340,7 @@ async fn newest_connection_replaces_all_others() {
     let mut waiting = Box::pin(connection.connect(stream));
     tokio::time::timeout(Duration::ZERO, &mut waiting)
         .await
-        .expect_err("the other one is at it");
+        .expect_err("the other connection is driven");
     connection.close();
     assert!(matches!(
         within_timeout("the end", waiting).await,
@@ -366,7 +375,7 @@ async fn invalid_input_costs_only_the_connection() {
         let ended = within_timeout("the end", connection.connect(stream)).await;
         assert!(ended.to_string().contains(expected), "{ended}");
     }
-    // What only means nothing costs nobody the connection.
+    // Valid frames that are not usable messages do not end the connection.
     let (listener, addr) = listener().await;
     let mut peer = TcpStream::connect(addr).await.expect("connected");
     let (stream, _) = listener.accept().await.expect("accepted");
@@ -374,18 +383,18 @@ async fn invalid_input_costs_only_the_connection() {
     let mut bytes = u16::try_from(long.len()).expect("short").to_be_bytes().to_vec();
     bytes.extend_from_slice(long);
     bytes.extend(std::iter::repeat_n(b'{', 2_000_000));
-    let sound = br#"{"byteorder":"?","content-type":"json","content-encoding":"utf-8","content-length":5,"message-type":"message","action":"land"}"#;
-    bytes.extend_from_slice(&u16::try_from(sound.len()).expect("short").to_be_bytes());
-    bytes.extend_from_slice(sound);
+    let valid = br#"{"byteorder":"?","content-type":"json","content-encoding":"utf-8","content-length":5,"message-type":"message","action":"land"}"#;
+    bytes.extend_from_slice(&u16::try_from(valid.len()).expect("short").to_be_bytes());
+    bytes.extend_from_slice(valid);
     bytes.extend_from_slice(b"NaNNa");
     let driven = connection.clone();
     let ended = tokio::spawn(async move { driven.connect(stream).await });
-    within_timeout("all is read", peer.write_all(&bytes))
+    within_timeout("everything to be read", peer.write_all(&bytes))
         .await
         .expect("written");
     let event = within_timeout("the message", incoming.recv())
         .await
-        .map(|heard| heard.event);
+        .map(|received| received.event);
     let too_long = Event::TooLong {
         bytes: 2_000_000,
         max: 1_000,
@@ -393,7 +402,7 @@ async fn invalid_input_costs_only_the_connection() {
     assert_eq!(event, Some(too_long));
     let event = within_timeout("the message", incoming.recv())
         .await
-        .map(|heard| heard.event);
+        .map(|received| received.event);
     assert!(matches!(event, Some(Event::InvalidMessage(_))), "{event:?}");
     connection.close();
     assert!(matches!(ended.await.expect("ran"), CloseReason::ClosedLocally));
@@ -418,8 +427,8 @@ async fn client_connects_to_an_announced_server() {
     let announcing = tokio::spawn(async move {
         loop {
             for datagram in [&b"nonsense"[..], &[0; 2000], &announced] {
-                // Nobody may be listening yet.
-                let _refused = sender.send_to(datagram, ("127.0.0.1", port)).await;
+                // Fails while the client does not listen yet.
+                sender.send_to(datagram, ("127.0.0.1", port)).await.ok();
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -444,12 +453,12 @@ fn get_ip_address_returns_an_address() {
 async fn notification_is_kept_for_the_next_waiter() {
     let notifier = Arc::new(NotifierSock::default());
     notifier.notify();
-    within_timeout("the one that was kept", notifier.notified()).await;
+    within_timeout("the earlier notification", notifier.notified()).await;
     let waiting = notifier.clone();
     let woken = tokio::spawn(async move { waiting.notified().await });
-    // From a thread that knows nothing of tasks.
+    // From a thread outside the runtime.
     std::thread::spawn(move || notifier.notify()).join().expect("ran");
-    within_timeout("the next one", woken).await.expect("ran");
+    within_timeout("the next notification", woken).await.expect("ran");
 }
 
 #[tokio::test]
@@ -463,8 +472,8 @@ async fn at_most_one_large_message_is_buffered() {
         },
         ..Options::default()
     });
-    let said = 8;
-    for number in 0..said {
+    let count = 8;
+    for number in 0..count {
         peer.send_message("led", Arguments::default()).expect("room");
         peer.send_bytes(vec![0; 100_000].into(), &format!("shows/{number}"))
             .expect("room");
@@ -473,10 +482,10 @@ async fn at_most_one_large_message_is_buffered() {
     tokio::spawn(async move { peer.connect(stream).await });
     let (stream, _) = listener.accept().await.expect("accepted");
     tokio::spawn(async move { connection.connect(stream).await });
-    for number in 0..said {
-        // Nobody takes anything: all could be here by now.
+    for number in 0..count {
+        // Time in which all messages could arrive.
         tokio::time::sleep(Duration::from_millis(50)).await;
-        assert!(incoming.len() <= 2, "{} wait", incoming.len());
+        assert!(incoming.len() <= 2, "{} events are queued", incoming.len());
         let small = within_timeout("a message", incoming.recv())
             .await
             .expect("open")
@@ -494,15 +503,15 @@ async fn at_most_one_large_message_is_buffered() {
 #[tokio::test]
 async fn response_is_not_sent_on_the_next_connection() {
     let (listener, addr) = listener().await;
-    let (begun, mut begins) = mpsc::channel(8);
-    let go = Arc::new(tokio::sync::Semaphore::new(0));
-    let may_go = go.clone();
+    let (begun, mut starts) = mpsc::channel(8);
+    let release = Arc::new(tokio::sync::Semaphore::new(0));
+    let release_callbacks = release.clone();
     let mut callbacks = Callbacks::new();
     callbacks.request_callback("position", move |_, _| {
-        let (begun, go) = (begun.clone(), may_go.clone());
+        let (begun, release) = (begun.clone(), release_callbacks.clone());
         async move {
-            begun.send(()).await.expect("waited for");
-            go.acquire().await.expect("open").forget();
+            begun.send(()).await.expect("the receiver is open");
+            release.acquire().await.expect("open").forget();
             Ok::<_, String>(json!([1, 2]))
         }
     });
@@ -518,15 +527,15 @@ async fn response_is_not_sent_on_the_next_connection() {
                 .get_response("position", Arguments::default(), TEST_TIMEOUT)
                 .await
         });
-        within_timeout("the question", begins.recv()).await.expect("open");
+        within_timeout("the request", starts.recv()).await.expect("open");
         (server, asked, incoming)
     };
     let (first, asked, _) = ask().await;
     first.close();
     assert_eq!(asked.await.expect("ran"), Err(RequestError::ConnectionLost));
     let (second, asked, mut incoming) = ask().await;
-    // One for each of both, and one for a question after them.
-    go.add_permits(3);
+    // One for each of the two requests, and one for the request below.
+    release.add_permits(3);
     assert_eq!(asked.await.expect("ran"), Ok(json!([1, 2])));
     let after = second
         .get_response("position", Arguments::default(), TEST_TIMEOUT)

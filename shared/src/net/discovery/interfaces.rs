@@ -41,11 +41,11 @@ pub type Interfaces = Arc<[InterfaceAddr]>;
 /// Lists the addresses that can be used now.
 ///
 /// # Errors
-/// What the kernel said; asking again later may well work.
+/// The system's error; a later attempt may succeed.
 pub fn list() -> std::io::Result<Vec<InterfaceAddr>> {
     let mut list: Vec<_> = if_addrs::get_if_addrs()?
         .into_iter()
-        // Without a carrier (`IFF_RUNNING`) nothing sent would leave, and nothing can be heard.
+        // Without a carrier (`IFF_RUNNING`) no datagram is sent or received.
         .filter(if_addrs::Interface::is_oper_up)
         .filter_map(|interface| {
             let broadcast = broadcast_of(&interface.addr, interface.is_p2p);
@@ -75,7 +75,7 @@ fn broadcast_of(addr: &IfAddr, point_to_point: bool) -> Option<Ipv4Addr> {
     if point_to_point || v4.prefixlen > 30 {
         return None;
     }
-    // An address added without `brd` has none listed, but the kernel routes the usual one all the same.
+    // An address added without `brd` has none listed, but the kernel routes the usual one nevertheless.
     let usual = Ipv4Addr::from(u32::from(v4.ip) | !u32::from(v4.netmask));
     Some(v4.broadcast.filter(|own| !own.is_unspecified()).unwrap_or(usual))
 }

@@ -14,7 +14,7 @@
 //! (`… (2)`), and both stay visible.
 //!
 //! mdns-sd follows interfaces that come and go and joins the group on each one by itself, so neither a default
-//! route nor DNS is needed. An IPv6 link-local address carries the scope of the interface it was heard on.
+//! route nor DNS is needed. An IPv6 link-local address carries the scope of the interface on which it was received.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -122,7 +122,7 @@ pub struct Service {
 pub enum DiscoveryEvent {
     /// A peer is present; reported again when its name, fleet or addresses change.
     Discovered(DiscoveredPeer),
-    /// A peer withdrew its record, or the record expired, up to two minutes after the peer left. Says nothing of a link.
+    /// A peer withdrew its record, or the record expired, up to two minutes after the peer left. It does not affect links.
     Lost {
         /// Node or station.
         kind: PeerKind,
@@ -157,7 +157,7 @@ pub struct MdnsError(#[from] mdns_sd::Error);
 
 /// The mDNS service that discovery uses.
 pub trait Mdns: Send {
-    /// Publishes this announcement in place of the one before it, if it says anything new.
+    /// Replaces the published announcement, if this one differs.
     ///
     /// # Errors
     /// [`MdnsError`]; trying again later may work.
@@ -237,7 +237,7 @@ impl Mdns for MdnsSd {
         self.published = None;
         let old = self.published_fullname.borrow().clone().filter(|old| *old != new);
         if let Some(old) = old {
-            // Its answer says only whether the goodbye was sent, and nothing waits for that.
+            // The result, whether the goodbye was sent, has no effect here.
             drop(self.daemon.unregister(&old)?);
         }
         self.published_fullname.send_replace(Some(new));

@@ -1,4 +1,4 @@
-//! What is announced, what is believed of what is heard, and one round over real multicast.
+//! The published records, the checks of received ones, and one exchange over real multicast.
 
 use super::*;
 
@@ -20,30 +20,30 @@ fn resolved(of: &Announcement) -> ResolvedService {
 fn mdns_announcement_round_trips() {
     for kind in [PeerKind::Node, PeerKind::Station] {
         for fleet in [None, Some(Prefix([9; 8]))] {
-            let said = Announcement {
+            let published = Announcement {
                 kind,
                 fleet,
                 ..announcement("drone-07", "10.0.0.7:7420")
             };
-            let heard = parse_announcement(kind, &resolved(&said)).expect("ours");
-            assert_eq!(heard.kind, kind);
-            assert_eq!(heard.id, said.id);
-            assert_eq!(heard.name, said.name);
-            assert_eq!(heard.fleet, said.fleet);
-            assert_eq!(heard.addrs, [said.listen]);
+            let received = parse_announcement(kind, &resolved(&published)).expect("a valid record");
+            assert_eq!(received.kind, kind);
+            assert_eq!(received.id, published.id);
+            assert_eq!(received.name, published.name);
+            assert_eq!(received.fleet, published.fleet);
+            assert_eq!(received.addrs, [published.listen]);
             let expected = format!("drone-07-a102030405060708.{}", service_type(kind));
-            assert_eq!(heard.instance, expected);
+            assert_eq!(received.instance, expected);
         }
     }
 }
 
 #[test]
 fn longest_name_fits_a_dns_label_and_round_trips() {
-    let said = announcement(&"x".repeat(NAME_BYTES_MAX), "10.0.0.7:7420");
-    let heard = parse_announcement(PeerKind::Node, &resolved(&said)).expect("ours");
-    let label = heard.instance.split('.').next().expect("a label");
+    let published = announcement(&"x".repeat(NAME_BYTES_MAX), "10.0.0.7:7420");
+    let received = parse_announcement(PeerKind::Node, &resolved(&published)).expect("a valid record");
+    let label = received.instance.split('.').next().expect("a label");
     assert_eq!(label.len(), 63);
-    assert_eq!(heard.name, said.name);
+    assert_eq!(received.name, published.name);
 }
 
 #[test]
@@ -86,9 +86,9 @@ fn foreign_or_malformed_announcements_are_ignored() {
     assert_eq!(with("", None, "0.0.0.0", 1), None, "no usable address");
     assert_eq!(with("", None, "10.0.0.7", 0), None, "no port");
     let crowd: Vec<String> = (1..100).map(|i| format!("10.0.0.{i}")).collect();
-    let many = with("", None, &crowd.join(","), 1).expect("ours");
+    let many = with("", None, &crowd.join(","), 1).expect("a valid record");
     assert_eq!(many.addrs.len(), PEER_ADDRESSES_MAX);
-    let mixed = with("", None, "fe80::1,2001:db8::1,10.0.0.7,127.0.0.1", 1).expect("ours");
+    let mixed = with("", None, "fe80::1,2001:db8::1,10.0.0.7,127.0.0.1", 1).expect("a valid record");
     let order: Vec<String> = mixed.addrs.iter().map(|a| a.ip().to_string()).collect();
     assert_eq!(order, ["127.0.0.1", "10.0.0.7", "2001:db8::1", "fe80::1"]);
 }
@@ -109,13 +109,13 @@ fn id_prefix_hex_round_trips() {
     }
 }
 
-/// On loopback alone: the record names only 127.0.0.1. Other tests' announcements may be heard too.
+/// On loopback alone: the record names only 127.0.0.1. Announcements of other tests may arrive too.
 #[tokio::test]
 async fn mdns_reports_peer_discovered_renamed_and_lost() {
     // Tests run in several processes at once, so the id has to differ between them.
     let mut id = [0x7e; 8];
     id[..4].copy_from_slice(&std::process::id().to_be_bytes());
-    let mut said = Announcement {
+    let mut published = Announcement {
         id: Prefix(id),
         ..announcement("drone-07", "127.0.0.1:7420")
     };
@@ -124,47 +124,47 @@ async fn mdns_reports_peer_discovered_renamed_and_lost() {
     let (sender, mut sightings) = mpsc::channel(16);
     station.browse(PeerKind::Node, sender).expect("browses");
 
-    node.publish(said.clone()).expect("publishes");
-    let found = next(&mut sightings, said.id, |s| {
+    node.publish(published.clone()).expect("publishes");
+    let found = next(&mut sightings, published.id, |s| {
         matches!(s, DiscoveryEvent::Discovered(_))
     })
     .await;
     let DiscoveryEvent::Discovered(found) = found else {
         panic!("{found:?}")
     };
-    assert_eq!(found.name, said.name);
-    assert_eq!(found.addrs, [said.listen]);
+    assert_eq!(found.name, published.name);
+    assert_eq!(found.addrs, [published.listen]);
 
-    said.listen.set_port(7999);
-    node.publish(said.clone()).expect("publishes");
+    published.listen.set_port(7999);
+    node.publish(published.clone()).expect("publishes");
     next(
         &mut sightings,
-        said.id,
-        |s| matches!(s, DiscoveryEvent::Discovered(found) if found.addrs == [said.listen]),
+        published.id,
+        |s| matches!(s, DiscoveryEvent::Discovered(found) if found.addrs == [published.listen]),
     )
     .await;
 
-    said.fleet = None;
-    node.publish(said.clone()).expect("publishes");
+    published.fleet = None;
+    node.publish(published.clone()).expect("publishes");
     next(
         &mut sightings,
-        said.id,
+        published.id,
         |s| matches!(s, DiscoveryEvent::Discovered(found) if found.fleet.is_none()),
     )
     .await;
 
-    said.name = NodeName::parse("drone-08").expect("a name");
-    node.publish(said.clone()).expect("publishes");
+    published.name = NodeName::parse("drone-08").expect("a name");
+    node.publish(published.clone()).expect("publishes");
     let (mut old_gone, mut new_there) = (false, false);
     while !(old_gone && new_there) {
-        match next(&mut sightings, said.id, |_| true).await {
-            DiscoveryEvent::Discovered(found) => new_there |= found.name == said.name,
+        match next(&mut sightings, published.id, |_| true).await {
+            DiscoveryEvent::Discovered(found) => new_there |= found.name == published.name,
             DiscoveryEvent::Lost { instance, .. } => old_gone |= instance == found.instance,
         }
     }
 
     node.shutdown().await;
-    next(&mut sightings, said.id, |s| {
+    next(&mut sightings, published.id, |s| {
         matches!(s, DiscoveryEvent::Lost { .. })
     })
     .await;
@@ -204,7 +204,7 @@ async fn foreign_service_is_discoverable_over_mdns() {
     };
     let found = tokio::time::timeout(Duration::from_secs(10), search)
         .await
-        .expect("heard in time");
+        .expect("received in time");
     assert_eq!(found.get_port(), 1234);
     assert_eq!(found.get_property_val_str("name"), Some("field"));
     assert_eq!(found.get_property_val_str("vendor"), Some("ground-station"));
@@ -231,5 +231,5 @@ async fn next(
     };
     tokio::time::timeout(Duration::from_secs(10), search)
         .await
-        .expect("heard in time")
+        .expect("received in time")
 }

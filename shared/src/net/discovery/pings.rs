@@ -246,7 +246,7 @@ fn open_send_socket(ip: Ipv4Addr) -> io::Result<UdpSocket> {
 pub enum PingError {
     /// Another program holds the port exclusively.
     #[error(
-        "UDP port {0} is in use by another program, so pings cannot be heard; stop it, or choose another port \
+        "UDP port {0} is in use by another program, so pings cannot be received; stop it, or choose another port \
          with --ping-port, the same on stations and nodes"
     )]
     PortInUse(u16),
@@ -255,7 +255,7 @@ pub enum PingError {
     Other {
         /// The port.
         port: u16,
-        /// What the kernel said.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -263,12 +263,12 @@ pub enum PingError {
 /// Opens the socket for [`receive`]. It shares the port with other receivers on this machine.
 ///
 /// # Errors
-/// [`PingError`], which says what to change.
+/// [`PingError`], whose text names the remedy.
 pub fn listen(port: u16) -> Result<UdpSocket, PingError> {
     listen_on(Ipv4Addr::UNSPECIFIED, port)
 }
 
-/// As [`listen`], for what is sent to one address of this machine only: no broadcast comes there.
+/// As [`listen`], on one address of this machine only: broadcasts do not arrive there.
 ///
 /// # Errors
 /// As [`listen`].
@@ -326,7 +326,7 @@ pub async fn receive(
     let mut rates = RateLimiter::new(PING_LIMITS);
     let mut stop_rates = RateLimiter::new(STOP_LIMITS);
     let mut recent_stops: VecDeque<Vec<u8>> = VecDeque::new();
-    // One byte more than allowed tells a datagram of the greatest length from one that was cut off.
+    // One byte more than allowed, to distinguish the longest datagram from a truncated one.
     let mut buffer = [0; DATAGRAM_BYTES_MAX + 1];
     loop {
         let received = tokio::select! {
@@ -338,7 +338,7 @@ pub async fn receive(
         let (length, from) = match received {
             Ok(received) => received,
             Err(error) => {
-                // Nothing known does this to an unconnected socket; if something does, it must not spin.
+                // Not expected of an unconnected socket; the pause prevents a busy loop.
                 tracing::debug!(%error, "Pings not received; trying again");
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 continue;

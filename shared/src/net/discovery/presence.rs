@@ -31,16 +31,16 @@ const ADDRESSES_MAX: usize = 16;
 /// Most services of other systems that wait to be published.
 const SERVICES_MAX: usize = 16;
 
-/// Which means of discovery to use.
+/// The methods of discovery to use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Methods {
     /// Announce and browse by mDNS.
     pub mdns: bool,
-    /// Send (a station) or hear (a node) notifier pings on this UDP port.
+    /// UDP port of notifier pings, which a station sends and a node receives; `None` for none.
     pub pings: Option<u16>,
 }
 
-/// Discovery at work; see [`start`].
+/// Running discovery; see [`start`].
 #[derive(Debug)]
 pub struct Presence {
     /// Stations that were found while this program has no fleet, as candidates to join.
@@ -52,7 +52,7 @@ pub struct Presence {
     tasks: TaskTracker,
 }
 
-/// Publishes services of other systems, for as long as discovery is at work; clones share it.
+/// Publishes services of other systems while discovery runs. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct ServicePublisher(mpsc::Sender<Service>);
 
@@ -77,7 +77,7 @@ impl Presence {
         self.services.clone()
     }
 
-    /// Says goodbye and ends.
+    /// Withdraws the announcements and ends all tasks.
     pub async fn shutdown(self) {
         self.shutdown.cancel();
         self.tasks.close();
@@ -89,13 +89,13 @@ impl Presence {
 /// Starts discovery for an endpoint.
 ///
 /// # Errors
-/// [`PingError`] if the port for pings cannot be had. Where mDNS does not work, a warning says so and the other
-/// means go on.
+/// [`PingError`] if the port for pings cannot be opened. If mDNS does not work, a warning is logged and the other
+/// methods are used.
 pub fn start(endpoint: &Endpoint, methods: Methods) -> Result<Presence, PingError> {
     start_with_stops(endpoint, methods, None)
 }
 
-/// As [`start`]; a node passes on to `stops` what may be an emergency stop, for it comes to the port for pings.
+/// As [`start`]; a node also forwards datagrams with emergency stops, which use the port of pings, to `stops`.
 ///
 /// # Errors
 /// As [`start`].
@@ -155,7 +155,7 @@ pub fn start_with_stops(
                     shutdown.clone(),
                 ));
             }
-            Err(error) => tracing::warn!(%error, "no mDNS"),
+            Err(error) => tracing::warn!(%error, "mDNS not started"),
         }
     }
     Ok(Presence {
@@ -236,11 +236,11 @@ async fn receive_pings(
                         .await;
                 } else {
                     // A full queue drops the newest: another ping comes in seconds.
-                    let _later = station_candidates.try_send(addr);
+                    station_candidates.try_send(addr).ok();
                 }
             }
             // Every copy of a round but the first is a replay.
-            Err(why) => tracing::trace!(%from, %why, "ping not heeded"),
+            Err(why) => tracing::trace!(%from, %why, "Ping ignored"),
         }
     }
 }
@@ -260,13 +260,13 @@ async fn run_mdns(
     let (mut membership, mut profile) = (endpoint.membership(), endpoint.profile());
     let publish = |mdns: &mut MdnsSd| {
         if let Err(error) = mdns.publish(own_announcement(&endpoint)) {
-            tracing::warn!(%error, "not announced by mDNS");
+            tracing::warn!(%error, "mDNS announcement not published");
         }
     };
     publish(&mut mdns);
     for kind in browsed {
         if let Err(error) = mdns.browse(*kind, events.clone()) {
-            tracing::warn!(%error, "not browsing by mDNS");
+            tracing::warn!(%error, "mDNS browse not started");
         }
     }
     let mut addresses: BTreeMap<String, Vec<SocketAddr>> = BTreeMap::new();
@@ -278,7 +278,7 @@ async fn run_mdns(
             Ok(()) = profile.changed() => publish(&mut mdns),
             Some(service) = services.recv() => {
                 if let Err(error) = mdns.publish_service(Prefix::of(&endpoint.id().0), &service) {
-                    tracing::warn!(kind = service.kind, %error, "a service is not announced by mDNS");
+                    tracing::warn!(kind = service.kind, %error, "mDNS service not published");
                 }
             }
             Some(event) = events_receiver.recv() => on_discovery_event(&endpoint, event, &mut addresses, &station_candidates).await,
@@ -297,8 +297,8 @@ fn own_announcement(endpoint: &Endpoint) -> Announcement {
     }
 }
 
-/// Records the addresses of an announced instance, so that their withdrawal is understood. Any host can announce any
-/// number: beyond [`INSTANCES_MAX`] a withdrawal is not noticed, and dialling finds out.
+/// Records the addresses of an announced instance, to be withdrawn with it. Any host can announce any number of
+/// instances: beyond [`INSTANCES_MAX`] their withdrawal has no effect, and dialling fails instead.
 fn remember_addresses(
     addresses: &mut BTreeMap<String, Vec<SocketAddr>>,
     instance: String,
@@ -330,8 +330,8 @@ async fn on_discovery_event(
             let old = known_addresses.remove(&instance).unwrap_or_default();
             if own_fleet_prefix.is_none() && kind == PeerKind::Station {
                 if let Some(addr) = addrs.first() {
-                    // A full queue drops it: pings and the next announcement bring it again.
-                    let _later = station_candidates.try_send(*addr);
+                    // A full queue drops it: pings and the next announcement repeat it.
+                    station_candidates.try_send(*addr).ok();
                 }
                 old
             } else if own_fleet_prefix.is_some() && own_fleet_prefix == fleet {

@@ -25,7 +25,7 @@ use crate::proto::wire::{Frame, Kind};
 pub const PENDING_JOINS_MAX: usize = 64;
 /// How long a join request waits on one connection; then the peer asks again.
 pub const JOIN_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long to wait when the kernel gives no connection, most often for want of file descriptors.
+/// Pause after a failed accept; the most frequent cause is a lack of file descriptors.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 /// How long a dial may take until TCP is connected.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -116,7 +116,8 @@ pub(super) async fn run_accept_loop(params: AcceptLoop) {
                     })
                 }),
             };
-            let _stopping = results.send(handshake).await;
+            // Fails only during shutdown.
+            results.send(handshake).await.ok();
         });
     }
 }
@@ -156,12 +157,10 @@ pub(super) async fn dial(
 /// Sends a refusal on an authenticated connection, and closes it.
 pub(super) async fn refuse(peer: Box<AuthenticatedConn>, refused: Refused) {
     let AuthenticatedConn {
-        conn,
-        preauth_slot: place,
-        ..
+        conn, preauth_slot, ..
     } = *peer;
     handshake::refuse(conn, &refused).await;
-    drop(place);
+    drop(preauth_slot);
 }
 
 /// Hands a request to join to the application, and sends the peer its answer.
@@ -170,7 +169,7 @@ pub(super) async fn handle_join_request(
     joins: Option<mpsc::Sender<JoinRequest>>,
 ) {
     let Some(joins) = joins else {
-        let reason = "this is a node, and only a station takes others in: dial the station";
+        let reason = "this is a node, and only a station admits members: dial the station";
         return refuse(peer, Refused::new(RefusalCode::NotAllowed, reason)).await;
     };
     let received = timeout(PREAUTH_TIMEOUT, peer.conn.read_frame()).await;
@@ -208,7 +207,7 @@ pub(super) async fn handle_join_request(
         Ok(Err(_dropped)) => Err(Refused::new(RefusalCode::Busy, "the station is busy; try again")),
         Err(_elapsed) => Err(Refused::new(
             RefusalCode::Pending,
-            "waiting for the operator: `ground-station fleet pending` shows this device, `fleet accept` takes it in",
+            "waiting for the operator: `ground-station fleet pending` shows this device, `fleet accept` admits it",
         )),
     };
     match decision {
@@ -221,7 +220,7 @@ pub(super) async fn handle_join_request(
                 peer.conn.close().await
             };
             if !matches!(timeout(REFUSE_GRACE, sent).await, Ok(Ok(()))) {
-                tracing::warn!("Join answer not sent: the peer has gone, and will ask again");
+                tracing::warn!("Join result not sent: the peer has disconnected, and will ask again");
             }
         }
     }

@@ -180,7 +180,7 @@ impl EndpointTask {
             } else if entry.is_open {
                 entry.send_fleet_state(&membership);
                 if grant_changed {
-                    let reason = "this program has a new grant, and links anew to show it";
+                    let reason = "this program has a new grant, and reconnects to show it";
                     let refused = Refused::new(RefusalCode::ShuttingDown, reason);
                     entry.close(|| LinkCommand::Close(refused.clone()));
                 }

@@ -51,9 +51,9 @@ pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Config {
     /// Node or station.
     pub kind: PeerKind,
-    /// The name that its hello says.
+    /// The name in its hello.
     pub name: NodeName,
-    /// The tags that its hello says.
+    /// The tags in its hello.
     pub tags: BTreeMap<String, String>,
     /// Where to listen; port 0 takes a free one.
     pub listen: SocketAddr,
@@ -74,7 +74,7 @@ pub struct JoinRequest {
     pub key: PublicKey,
     /// The name in its hello, not verified.
     pub name: NodeName,
-    /// Node or station, as its hello says.
+    /// Node or station, from its hello.
     pub kind: PeerKind,
     /// Its address, with the port that it listens on.
     pub listen_addr: SocketAddr,
@@ -188,7 +188,7 @@ pub enum StartError {
     #[error(transparent)]
     Tls(#[from] TlsError),
     /// The listener's address could not be read.
-    #[error("cannot tell the address listened on: {0}")]
+    #[error("the listener's address cannot be read: {0}")]
     Address(std::io::Error),
 }
 
@@ -218,7 +218,7 @@ impl Endpoint {
     /// Listens, and starts the task.
     ///
     /// # Errors
-    /// [`StartError`], which says what to change.
+    /// [`StartError`], whose text names the remedy.
     pub fn start(config: Config, identity: Arc<Identity>) -> Result<(Self, Events), StartError> {
         Self::start_routed(config, identity, None)
     }

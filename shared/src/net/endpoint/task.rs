@@ -292,8 +292,7 @@ impl EndpointTask {
                 self.refuse(peer, Refused::new(RefusalCode::Duplicate, reason));
             }
             LinkDecision::RetryLater => {
-                let reason =
-                    "another run of this program is linked; once its link is gone, this one is taken";
+                let reason = "another instance of this program is linked; this one is accepted once that link has closed";
                 self.refuse(peer, Refused::new(RefusalCode::Duplicate, reason));
             }
             LinkDecision::ClonedKey => self.refuse_cloned_key(id, peer),
@@ -354,7 +353,7 @@ impl EndpointTask {
     fn refuse_cloned_key(&mut self, id: PeerId, peer: Box<AuthenticatedConn>) {
         let other = (peer.hello.name.clone(), peer.addr);
         let linked = self.peers.get(&id).and_then(|entry| entry.info.clone());
-        // The address that it listens on: the port of an incoming connection means nothing to the operator.
+        // The address on which it listens: the port of an incoming connection is of no use to the operator.
         let linked = linked.map_or_else(|| other.clone(), |info| (info.name.clone(), info.listen_addr));
         let reason = format!(
             "key {} is in use by {} at {} too: two devices hold one copied identity.key; delete it on one of them and \

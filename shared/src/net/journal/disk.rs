@@ -16,43 +16,43 @@ pub trait Disk {
     /// The first `max` bytes of a file; `None` if there is none.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     fn read(&mut self, name: &str, max: u64) -> io::Result<Option<Vec<u8>>>;
 
     /// Makes an empty file. What had this name loses it and is not written over.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     fn create(&mut self, name: &str) -> io::Result<Self::File>;
 
     /// Opens a file for appending.
     ///
     /// # Errors
-    /// What the system says; there must be one.
+    /// The system's error. The file must exist.
     fn open(&mut self, name: &str) -> io::Result<Self::File>;
 
     /// Writes all of it at the end of the file.
     ///
     /// # Errors
-    /// What the system says; any part of it may have been written.
+    /// The system's error; any part of it may have been written.
     fn append(&mut self, file: &mut Self::File, bytes: &[u8]) -> io::Result<()>;
 
     /// Waits until the file's bytes would survive a power cut; its name is another matter.
     ///
     /// # Errors
-    /// What the system says. What was written since the last success may be lost even if a later call succeeds.
+    /// The system's error. What was written since the last success may be lost even if a later call succeeds.
     fn sync(&mut self, file: &mut Self::File) -> io::Result<()>;
 
     /// Gives a file another name, in one step, in place of what had it.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     fn rename(&mut self, from: &str, to: &str) -> io::Result<()>;
 
     /// Waits until the names would survive a power cut.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     fn sync_dir(&mut self) -> io::Result<()>;
 }
 

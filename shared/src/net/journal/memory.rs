@@ -24,7 +24,7 @@ pub enum Failure {
 pub enum Loss {
     /// They stay: the process died, not the machine.
     None,
-    /// They are gone.
+    /// They are lost.
     All,
     /// The first half of each file's stays.
     Half,
@@ -87,7 +87,7 @@ impl MemoryDisk {
         self.inner().planned_failures.insert(call, failure);
     }
 
-    /// How many bytes the disk can still take; `None` for as many as one likes.
+    /// Free bytes; `None` for no limit.
     pub fn set_free_bytes(&self, bytes: Option<usize>) {
         self.inner().bytes_free = bytes;
     }
@@ -242,7 +242,7 @@ impl Disk for MemoryDisk {
         let mut failure = inner.begin_call()?;
         let mut written = match failure {
             Some(Failure::Error(_)) => &bytes[..bytes.len() / 2],
-            // As much as one likes may be lost again at the restart.
+            // Any part of it may be lost at the restart.
             Some(Failure::Crash) | None => bytes,
         };
         if let Some(room) = inner.bytes_free.as_mut() {

@@ -39,32 +39,32 @@ use crate::proto::planted;
 pub const JOURNAL_FILE: &str = "journal";
 /// Name of a snapshot until it is whole.
 pub const SNAPSHOT_FILE: &str = "journal.new";
-/// Where the part of a damaged journal is kept that could not be read; there is one, the newest.
+/// Copy of the part of a damaged journal that could not be read; the newest replaces the one before.
 pub const DAMAGED_FILE: &str = "journal.damaged";
 /// How many bytes may be appended before the next snapshot, or twice the last snapshot's size if that is more.
 pub const APPENDED_BYTES_MAX: u64 = 1024 * 1024;
-/// Longest journal that is read, in bytes; one that keeps to its bounds comes nowhere near.
+/// Longest journal that is read, in bytes; far above the bounds that are kept when writing.
 pub const JOURNAL_BYTES_MAX: u64 = 64 * 1024 * 1024;
-/// How much of a damaged journal is kept for people to look at, in bytes.
+/// Longest [`DAMAGED_FILE`], in bytes.
 pub const DAMAGED_BYTES_MAX: usize = 1024 * 1024;
 
-/// Why nothing can be written. What was written before is safe.
+/// Why nothing can be written. Earlier records are safe.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JournalFault {
-    /// The disk refuses.
+    /// A disk operation failed.
     #[error("the journal cannot {doing}: {reason}; {advice}")]
     Disk {
-        /// What was tried.
+        /// The operation, as a verb phrase after "cannot".
         doing: &'static str,
-        /// What the system says.
+        /// The system's error.
         reason: String,
-        /// What to do about it.
+        /// The remedy.
         advice: &'static str,
     },
     /// The file is from a later version.
     #[error("the file `journal` in the state directory is not for this version: {0}")]
     NewerVersion(String),
-    /// There is a journal, and it cannot be read: to go on without it could run a command twice.
+    /// The journal exists and cannot be read: without it a command could run twice.
     #[error(
         "the file `journal` in the state directory cannot be read: {0}; repair the disk, or move the file away, and restart"
     )]
@@ -97,12 +97,12 @@ fn disk_fault(doing: &'static str) -> impl FnOnce(io::Error) -> JournalFault {
     }
 }
 
-/// What opening a journal found.
+/// The result of reading an existing journal.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Recovery {
     /// How many records were read.
     pub records: u64,
-    /// How many bytes could not be read, and are passed over.
+    /// How many bytes could not be read, and are ignored.
     pub dropped_bytes: u64,
     /// Why; `None` if everything was read.
     pub damage: Option<String>,
@@ -112,7 +112,7 @@ pub struct Recovery {
     pub fault: Option<JournalFault>,
 }
 
-/// What was asked of the disk since the journal was opened.
+/// Disk operations since the journal was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct JournalStats {
     /// Bytes written, snapshots and failed attempts included.
@@ -131,7 +131,7 @@ pub struct JournalFile<D: Disk> {
     disk: D,
     /// Open while everything in it is known to be durable.
     file: Option<D::File>,
-    /// Why no snapshot may take the place of what is there.
+    /// Why a snapshot must not replace the existing file.
     permanent_fault: Option<JournalFault>,
     dedup_table: DedupTable,
     /// The number of the next record.
@@ -142,8 +142,8 @@ pub struct JournalFile<D: Disk> {
 }
 
 impl<D: Disk> JournalFile<D> {
-    /// Reads what is there, if anything, and writes it anew. It always gives a journal: one that cannot write
-    /// refuses with the reason, which is in [`Recovery::fault`] as well.
+    /// Reads the existing file, if there is one, and writes a snapshot of it. It always returns a journal: one that
+    /// cannot write refuses appends with the reason that is in [`Recovery::fault`].
     pub fn open(disk: D) -> (Self, Recovery) {
         let mut journal = Self {
             disk,
@@ -179,7 +179,7 @@ impl<D: Disk> JournalFile<D> {
             // A snapshot has taken these numbers.
             bytes = self.encode_records(records);
         }
-        // Put back only once all is durable: what failed is never written to again.
+        // Kept open only if all is durable: a file is never written to after a failure.
         self.write(&mut file, &bytes, "be written")?;
         self.file = Some(file);
         for record in records {
@@ -194,18 +194,18 @@ impl<D: Disk> JournalFile<D> {
     /// Tries to become healthy again after a failure; does nothing while healthy.
     ///
     /// # Errors
-    /// [`JournalFault`]: it still is not.
+    /// [`JournalFault`], while the fault persists.
     pub fn recover(&mut self) -> Result<(), JournalFault> {
         self.file = Some(self.writable_file()?);
         Ok(())
     }
 
-    /// What is durable.
+    /// The durable state.
     pub fn dedup_table(&self) -> &DedupTable {
         &self.dedup_table
     }
 
-    /// What was asked of the disk so far.
+    /// Counters of disk operations.
     pub fn stats(&self) -> JournalStats {
         self.stats
     }

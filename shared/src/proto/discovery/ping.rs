@@ -60,7 +60,7 @@ pub enum PingError {
     #[error("ping without a port")]
     NoPort,
     /// Its counter is not higher than the last one.
-    #[error("ping {counter} is not newer than {heard}: a repeat, or the station's clock went back")]
+    #[error("ping {counter} is not newer than {heard}: a repeat, or the station's clock was set back")]
     Replayed {
         /// Counter of the ping.
         counter: u64,

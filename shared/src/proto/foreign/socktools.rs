@@ -82,7 +82,7 @@ mod tests {
 
     use super::*;
 
-    /// All that a stream gives when it arrives in such pieces.
+    /// Reads a stream that arrives in pieces of this length: the messages, and the error that ended it.
     fn read(stream: &[u8], piece: usize, max: usize) -> (Vec<Vec<u8>>, Option<TooLong>) {
         let mut reader = MessageReader::new(max);
         let mut found = Vec::new();
@@ -93,7 +93,11 @@ mod tests {
                     Ok(Some(message)) => found.push(message),
                     Ok(None) => break,
                     Err(error) => {
-                        assert_eq!(reader.next_message(), Err(error), "the same again");
+                        assert_eq!(
+                            reader.next_message(),
+                            Err(error),
+                            "later calls return the same error"
+                        );
                         return (found, Some(error));
                     }
                 }
@@ -102,7 +106,7 @@ mod tests {
         (found, None)
     }
 
-    /// Bytes that other programs have written never change: if this fails, undo the change.
+    /// The format of socktools: if this fails, undo the change.
     #[test]
     fn frame_is_a_length_and_the_bytes() {
         assert_eq!(encode(b"hello"), Ok(b"\x00\x00\x00\x05hello".to_vec()));
@@ -126,7 +130,7 @@ mod tests {
         assert_eq!(reader.next_message(), Ok(None));
         assert!(
             reader.bytes.capacity() < 1024,
-            "nothing is kept for what is only announced"
+            "memory is allocated for received bytes only"
         );
         assert!(reader.has_partial_message());
     }

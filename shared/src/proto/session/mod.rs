@@ -54,7 +54,7 @@ pub struct Session<T> {
     /// Whether frames have been exchanged with that instance: only then does the application know of it.
     established: bool,
     /// Instances that were replaced by another one and may still remember this session: two processes with one key.
-    /// Each of them is told that its session is forgotten, until a frame shows that it has read that.
+    /// Each is notified that its session is forgotten, until one of its frames shows that it has read the notification.
     forgotten_instances: Vec<Instance>,
     outbox: Outbox,
     pending: PendingRequests<T>,
@@ -218,7 +218,7 @@ impl<T> Session<T> {
         Ok(())
     }
 
-    /// Starts numbering anew in both directions: the peer has lost the session.
+    /// Restarts the numbering in both directions: the peer has lost the session.
     fn reset_peer(&mut self) {
         self.established = false;
         self.received = 0;

@@ -284,7 +284,7 @@ impl Outbox {
         self.unacked_bytes = 0;
     }
 
-    /// Starts numbering anew, because the peer has restarted. Returns the items that were sent and never
+    /// Restarts the numbering, because the peer has restarted. Returns the items that were sent and never
     /// acknowledged: it is unknown whether the old process has handled them. Queued items stay.
     pub fn reset(&mut self) -> Vec<OutboxItem> {
         self.next_seq = 1;

@@ -8,7 +8,7 @@
 //! | comes from another run of the peer's process | the old one, while it lives |
 //!
 //! After a restart, the old instance's link closes as soon as its kernel resets it, and otherwise after a silence of
-//! `lost_after`; so the new instance is told to retry, and then finds it closed. If it finds the old link alive after
+//! `lost_after`; so the new instance is asked to retry, and then finds it closed. If it finds the old link alive after
 //! that time, two devices hold one key (a cloned card): the first stays linked, the second is refused, and the
 //! operator gets a warning.
 
@@ -51,7 +51,7 @@ pub enum LinkDecision {
 #[derive(Debug, Default)]
 pub struct LinkTieBreaker {
     current: Option<LinkOrigin>,
-    /// The first time that another instance was told to retry.
+    /// The first time that another instance was asked to retry.
     waiting_since: Option<Instant>,
 }
 

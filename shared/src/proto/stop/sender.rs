@@ -48,7 +48,7 @@ pub enum ReportResult {
     RaiseNumber(u64),
 }
 
-/// What is to be sent now.
+/// A round of orders to send now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SendRound {
     /// Targets that have not answered: the order is sent over their links, where they have one, and as datagrams to
@@ -137,7 +137,7 @@ impl StopSender {
         (self.is_bursting() || self.unanswered().next().is_some()).then_some(self.next_round)
     }
 
-    /// What is to be sent, if it is due.
+    /// The next round, if it is due.
     pub fn handle_timeout(&mut self, now: Instant) -> Option<SendRound> {
         if now < self.poll_timeout()? {
             return None;
@@ -520,7 +520,7 @@ mod tests {
             ..report(10)
         };
         let ReportResult::Ended(reply) = call.on_report(&peer(1), &released, 10, start()) else {
-            panic!("it has said all");
+            panic!("the release ends the delivery");
         };
         assert_eq!(reply.state, Outcome::Failed);
         assert_eq!(reply.error.as_deref(), Some("it was released meanwhile"));

@@ -9,7 +9,7 @@
 //! | 16 | the secret |
 //! | 1 | number of addresses, at most 4 |
 //! | 7 or 19 each | `4` or `6`, the IP address, the port (big-endian) |
-//! | 4 | the first bytes of the SHA-256 of all that, so that a typing error is told from a wrong code |
+//! | 4 | the first bytes of the SHA-256 of all that, which distinguishes a typing error from a wrong code |
 //!
 //! Each side proves the secret by an HMAC over the TLS exporter, so that a proof is valid on one connection only, and
 //! over a label for its side, so that a peer cannot return the proof that it received.

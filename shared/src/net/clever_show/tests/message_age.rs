@@ -1,4 +1,4 @@
-//! How old a word is, whatever came before it.
+//! The age of received messages: never later than their arrival, and only a little earlier.
 
 use super::*;
 
@@ -19,12 +19,12 @@ async fn messages_read_late_keep_their_arrival_time() {
         arguments: Arguments::default(),
     };
     message.to_frame().encode(&mut land).expect("fits");
-    // Twice as many as are read in a second, at once, and one more after a rest.
+    // Twice the rate limit at once, then one more after all are read.
     let sent = crate::net::clock::now();
     peer.write_all(&land.repeat(20)).await.expect("written");
-    let mut heard = Vec::new();
+    let mut arrivals = Vec::new();
     for _ in 0..20 {
-        heard.push(
+        arrivals.push(
             within_timeout("a message", incoming.recv())
                 .await
                 .expect("open")
@@ -34,7 +34,7 @@ async fn messages_read_late_keep_their_arrival_time() {
     let read = crate::net::clock::now();
     assert!(read - sent >= Duration::from_millis(800), "{:?}", read - sent);
     assert!(
-        heard
+        arrivals
             .iter()
             .all(|since| *since < sent + Duration::from_millis(500))
     );
@@ -43,7 +43,7 @@ async fn messages_read_late_keep_their_arrival_time() {
         .await
         .expect("open")
         .earliest_arrival;
-    // By so much it may seem older than it is.
+    // The poll interval is the allowed error.
     assert!(
         fresh >= read - stream::SOCKET_POLL_INTERVAL,
         "{:?} before",
@@ -69,7 +69,7 @@ async fn messages_received_while_suspended_are_dated_before() {
         let before = crate::net::clock::now();
         std::io::Write::write_all(&mut peer, &land).expect("written");
         let sent = crate::net::clock::now();
-        // All tasks of this test are on this thread.
+        // Stops all tasks of this test, which share this thread.
         std::thread::sleep(Duration::from_secs(1));
         let since = within_timeout("a message", incoming.recv())
             .await
@@ -107,7 +107,7 @@ async fn message_after_a_skipped_one_has_its_own_age() {
     file.to_frame().encode(&mut bytes).expect("fits");
     land.to_frame().encode(&mut last).expect("fits");
     let begun = crate::net::clock::now();
-    // Over a slow network; the landing follows the file directly.
+    // The file arrives slowly; the landing follows it directly.
     let rest = bytes.split_off(parts * 90_000);
     for part in bytes.chunks(100_000) {
         peer.write_all(part).await.expect("written");
@@ -129,10 +129,10 @@ async fn message_after_a_skipped_one_has_its_own_age() {
     assert!(matches!(land.event, Event::Action { .. }), "{land:?}");
     let since = land.earliest_arrival;
     assert!(since <= sent, "{:?} after", since - sent);
-    // By so much it may seem older than it is, and by the time that this machine may take for anything.
-    let seems = 2 * stream::SOCKET_POLL_INTERVAL;
+    // The allowed error: the poll interval, and as much again for a busy machine.
+    let tolerance = 2 * stream::SOCKET_POLL_INTERVAL;
     assert!(
-        since + seems >= before,
+        since + tolerance >= before,
         "{:?} old of {:?}",
         sent - since,
         sent - begun

@@ -64,7 +64,7 @@ async fn every_local_receiver_gets_each_ping_round() {
     tokio::spawn(send(port, interfaces, ping, shutdown.clone()));
     for ear in &mut receivers {
         for expected in 1..=2_u8 {
-            let heard = tokio::time::timeout(TEST_TIMEOUT, async {
+            let received = tokio::time::timeout(TEST_TIMEOUT, async {
                 loop {
                     let datagram = ear.recv().await.expect("still listening");
                     if datagram.bytes[0] == expected && datagram.from.ip().is_loopback() {
@@ -72,8 +72,8 @@ async fn every_local_receiver_gets_each_ping_round() {
                     }
                 }
             });
-            let heard = heard.await.expect("in time");
-            assert_eq!(heard.bytes, vec![expected; PING_BYTES_MAX]);
+            let received = received.await.expect("in time");
+            assert_eq!(received.bytes, vec![expected; PING_BYTES_MAX]);
         }
     }
 }
@@ -91,9 +91,9 @@ async fn oversize_datagram_is_dropped() {
             .await
             .expect("sent");
     }
-    let heard = tokio::time::timeout(TEST_TIMEOUT, datagrams.recv()).await;
-    let heard = heard.expect("in time").expect("still listening");
-    assert_eq!(heard.bytes.len(), PING_BYTES_MAX);
+    let received = tokio::time::timeout(TEST_TIMEOUT, datagrams.recv()).await;
+    let received = received.expect("in time").expect("still listening");
+    assert_eq!(received.bytes.len(), PING_BYTES_MAX);
 }
 
 #[tokio::test]
@@ -128,8 +128,8 @@ async fn missing_interface_does_not_block_the_others() {
         .send(Interfaces::from([gone, loopback]))
         .expect("still sending");
     let soon = PING_INTERVAL / 2;
-    let heard = tokio::time::timeout(soon, datagrams.recv()).await;
-    assert_eq!(heard.expect("at once").expect("listening").bytes, b"ping");
+    let received = tokio::time::timeout(soon, datagrams.recv()).await;
+    assert_eq!(received.expect("at once").expect("listening").bytes, b"ping");
 }
 
 #[tokio::test]
@@ -149,7 +149,7 @@ async fn ping_flood_passes_stops_and_repeats_are_dropped() {
     let _stopped_at_the_end = shutdown.clone().drop_guard();
     let port = free_port();
     let (sender, _unread) = mpsc::channel(1);
-    let (to, mut heard) = mpsc::channel(64);
+    let (to, mut received) = mpsc::channel(64);
     let (change, stops) = stop_forwarder(to);
     tokio::spawn(receive(
         listen(port).expect("free"),
@@ -167,11 +167,11 @@ async fn ping_flood_passes_stops_and_repeats_are_dropped() {
         tokio::task::yield_now().await;
     }
     for expected in 0..2 {
-        let datagram = tokio::time::timeout(TEST_TIMEOUT, heard.recv()).await;
+        let datagram = tokio::time::timeout(TEST_TIMEOUT, received.recv()).await;
         assert_eq!(datagram.expect("in time").expect("listening").bytes[4], expected);
     }
-    assert!(heard.try_recv().is_err(), "each order once");
-    // Those that were not heeded may be now.
+    assert!(received.try_recv().is_err(), "a stop is forwarded once");
+    // A stop that was ignored may be accepted now.
     let order = [b"SWST".as_slice(), &[1]].concat();
     for round in 0..4 {
         if round % 2 == 0 {
@@ -184,10 +184,10 @@ async fn ping_flood_passes_stops_and_repeats_are_dropped() {
         for _repeat in 0..2 {
             out.send_to(&order, ("127.0.0.1", port)).await.expect("sent");
         }
-        let datagram = tokio::time::timeout(TEST_TIMEOUT, heard.recv()).await;
+        let datagram = tokio::time::timeout(TEST_TIMEOUT, received.recv()).await;
         assert_eq!(datagram.expect("in time").expect("listening").bytes, order);
         tokio::time::sleep(Duration::from_millis(50)).await;
-        assert!(heard.try_recv().is_err(), "once for each change");
+        assert!(received.try_recv().is_err(), "forwarded once for each change");
     }
 }
 

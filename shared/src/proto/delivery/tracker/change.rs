@@ -63,7 +63,7 @@ impl EncodedCommand {
         Ok(Self { command, frame })
     }
 
-    /// What is asked.
+    /// The command without its encoding.
     pub fn command(&self) -> &StoredCommand {
         &self.command
     }

@@ -60,7 +60,7 @@ pub enum Effect {
         to: PeerId,
         /// Identity of the command.
         id: CommandId,
-        /// What is asked, with its frames.
+        /// The command with its encoded frames.
         command: Arc<EncodedCommand>,
         /// When it is too late to send it. `None` for a status query, which is sent whenever that is.
         deadline: Option<Instant>,

@@ -85,7 +85,7 @@ enum Phase {
     Open,
     Ending {
         reply: Reply,
-        /// Whether its issuer has been told already, with another reason.
+        /// Whether another reason was reported to its issuer already.
         reported: bool,
         /// Whether its write is in progress.
         writing: bool,
@@ -221,7 +221,7 @@ impl DeliveryTracker {
             let why = format!("the station cannot store it: {why}");
             for to in self.open_targets(id) {
                 if let Some(delivery) = self.delivery_mut(to, id) {
-                    // If the write has succeeded after all, its end is written after it.
+                    // The write may have reached the disk nevertheless; then its end is written after it.
                     delivery.phase = Phase::Ending {
                         reply: Reply::refused(why.clone()),
                         reported: true,

@@ -15,39 +15,39 @@ const SERVER_IP: &str = "server_ip";
 /// Longest text of an announcement that is accepted, in bytes.
 const TEXT_BYTES_MAX: usize = 253;
 
-/// A server's address, as it announces it.
+/// The content of an announcement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Announcement {
-    /// Its address, or its name.
+    /// Its IP address, or its host name.
     pub host: String,
-    /// Its port.
+    /// The TCP port on which it accepts drones.
     pub port: u16,
-    /// Four digits that tell one run of a server from another.
+    /// Four digits that differ between runs of a server.
     pub id: String,
-    /// When it started: seconds since 1970 as text.
+    /// Time of its start: seconds since 1970, as text.
     pub start_time: String,
 }
 
 /// Why a datagram is not an announcement.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadAnnouncement {
-    /// Longer than anybody reads.
+    /// Longer than drones read.
     #[error("{0} bytes are more than the {ANNOUNCEMENT_BYTES_MAX} of an announcement")]
     TooLong(usize),
     /// The bytes are not a frame.
     #[error(transparent)]
     Wire(#[from] WireError),
-    /// It ends within a frame, or goes on behind it.
+    /// It ends within the frame, or bytes follow the frame.
     #[error("not one whole frame")]
     NotOneFrame,
     /// The frame is not a message.
     #[error(transparent)]
     Message(#[from] BadMessage),
-    /// It is about something else.
+    /// Its action is another.
     #[error("not a {SERVER_IP}")]
     OtherAction,
-    /// One of the four texts is not there, or is none.
-    #[error("no sound {0:?}")]
+    /// One of the four texts is missing, empty, too long, or not a text.
+    #[error("no valid {0:?}")]
     MissingField(&'static str),
 }
 
@@ -79,7 +79,7 @@ impl Announcement {
         Ok(bytes.to_vec())
     }
 
-    /// Reads a datagram.
+    /// Decodes a datagram.
     ///
     /// # Errors
     /// [`BadAnnouncement`].
@@ -108,18 +108,15 @@ impl Announcement {
         let mut text = |key: &'static str| {
             let text = match arguments.kwargs.remove(key) {
                 Some(Value::String(text)) => text,
-                // Not written by the real program, and clear all the same.
+                // The real program writes texts only; a number has one meaning, so it is accepted.
                 Some(Value::Number(number)) => number.to_string(),
                 None | Some(Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_)) => {
                     return Err(BadAnnouncement::MissingField(key));
                 }
             };
-            let good = !text.is_empty() && text.len() <= TEXT_BYTES_MAX;
-            if good {
-                Ok(text)
-            } else {
-                Err(BadAnnouncement::MissingField(key))
-            }
+            Some(text)
+                .filter(|text| (1..=TEXT_BYTES_MAX).contains(&text.len()))
+                .ok_or(BadAnnouncement::MissingField(key))
         };
         let host = text("host")?;
         let port = text("port")?.parse().ok().filter(|port| *port > 0);

@@ -39,5 +39,5 @@ pub fn parse_id_response(frame: &Frame) -> Option<Result<String, BadId>> {
 
 /// A response to `id` without a valid id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("its id is no text of 1 to 253 bytes")]
+#[error("its id is not a text of 1 to {ID_BYTES_MAX} bytes")]
 pub struct BadId;

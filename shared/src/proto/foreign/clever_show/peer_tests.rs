@@ -1,4 +1,4 @@
-//! The dialogue, against a peer that is a list of frames.
+//! Tests of `PeerState`; the remote peer is a list of frames.
 
 use std::collections::BTreeMap;
 
@@ -20,12 +20,12 @@ fn kwargs(value: serde_json::Value) -> Arguments {
     serde_json::from_value(json!({ "kwargs": value })).expect("arguments")
 }
 
-/// Writes all that waits; what the peer reads.
-fn write_all(dialogue: &mut PeerState) -> Vec<Message> {
+/// Writes all queued frames; returns them as messages.
+fn write_all(peer: &mut PeerState) -> Vec<Message> {
     let mut read = Vec::new();
-    while let Some(frame) = dialogue.poll_transmit() {
+    while let Some(frame) = peer.poll_transmit() {
         read.push(Message::from_frame(&frame).expect("readable"));
-        dialogue.on_written();
+        peer.on_written();
     }
     read
 }
@@ -43,60 +43,57 @@ fn names(messages: &[Message]) -> Vec<&str> {
     messages.iter().map(name).collect()
 }
 
-fn answer_to(asked: &Message, answer: ResponseBody) -> Message {
-    let Message::Request { name, id, .. } = asked else {
-        panic!("no request: {asked:?}");
+fn response_to(request: &Message, body: ResponseBody) -> Message {
+    let Message::Request { name, id, .. } = request else {
+        panic!("not a request: {request:?}");
     };
-    answer.into_message(name.clone(), id.clone())
+    body.into_message(name.clone(), id.clone())
 }
 
 #[test]
 fn response_ends_only_its_own_request() {
-    let mut dialogue = PeerState::new(ReconnectPolicy::default(), 42);
-    let first = dialogue.get_response("id", Arguments::default()).expect("room");
-    let second = dialogue.get_file("/home/pi/log.txt").expect("room");
-    let asked = write_all(&mut dialogue);
+    let mut peer = PeerState::new(ReconnectPolicy::default(), 42);
+    let first = peer.get_response("id", Arguments::default()).expect("room");
+    let second = peer.get_file("/home/pi/log.txt").expect("room");
+    let asked = write_all(&mut peer);
     assert!(matches!(&asked[0], Message::Request { id, .. } if id == "0042"));
     assert!(matches!(&asked[1], Message::Request { name, arguments, .. }
         if name == "filetransfer" && arguments.kwargs["filepath"] == "/home/pi/log.txt"));
     let file = ResponseBody::File(Bytes::new());
-    dialogue.handle_frame(&answer_to(&asked[1], file.clone()).to_frame());
+    peer.handle_frame(&response_to(&asked[1], file.clone()).to_frame());
     assert_eq!(
-        dialogue.poll_event(),
+        peer.poll_event(),
         Some(Event::Response {
             number: second,
             body: file
         })
     );
-    // Another value under the same id answers nothing.
+    // A response with the same id and another value matches no request.
     let other = Message::Response {
         name: "time".to_owned(),
         id: "0042".to_owned(),
         value: json!(1),
     };
-    dialogue.handle_frame(&other.to_frame());
+    peer.handle_frame(&other.to_frame());
     assert!(matches!(
-        dialogue.poll_event(),
+        peer.poll_event(),
         Some(Event::UnexpectedResponse { .. })
     ));
     let answer = ResponseBody::Value(json!("clever-1"));
-    dialogue.handle_frame(&answer_to(&asked[0], answer.clone()).to_frame());
+    peer.handle_frame(&response_to(&asked[0], answer.clone()).to_frame());
     let number = first;
-    assert_eq!(
-        dialogue.poll_event(),
-        Some(Event::Response { number, body: answer })
-    );
-    dialogue.handle_frame(&answer_to(&asked[0], ResponseBody::Value(json!("again"))).to_frame());
+    assert_eq!(peer.poll_event(), Some(Event::Response { number, body: answer }));
+    peer.handle_frame(&response_to(&asked[0], ResponseBody::Value(json!("again"))).to_frame());
     assert!(matches!(
-        dialogue.poll_event(),
+        peer.poll_event(),
         Some(Event::UnexpectedResponse { .. })
     ));
-    assert_eq!(dialogue.open_requests(), 0);
+    assert_eq!(peer.open_requests(), 0);
 }
 
 #[test]
 fn reconnect_policy_decides_what_survives_a_disconnect() {
-    for (manners, kept, unanswered) in [
+    for (policy, kept, unanswered) in [
         (ReconnectPolicy::default(), vec![], 2),
         (
             ReconnectPolicy {
@@ -116,213 +113,203 @@ fn reconnect_policy_decides_what_survives_a_disconnect() {
         ),
         (BOTH, vec!["asked early", "half", "queued", "asked late"], 0),
     ] {
-        let mut dialogue = PeerState::new(manners, 0);
-        dialogue.on_connected();
-        dialogue
-            .get_response("asked early", Arguments::default())
+        let mut peer = PeerState::new(policy, 0);
+        peer.on_connected();
+        peer.get_response("asked early", Arguments::default())
             .expect("room");
-        dialogue.send_message("gone", Arguments::default()).expect("room");
-        assert_eq!(names(&write_all(&mut dialogue)), ["asked early", "gone"]);
-        dialogue.send_message("half", Arguments::default()).expect("room");
-        dialogue
-            .send_message("queued", Arguments::default())
+        peer.send_message("gone", Arguments::default()).expect("room");
+        assert_eq!(names(&write_all(&mut peer)), ["asked early", "gone"]);
+        peer.send_message("half", Arguments::default()).expect("room");
+        peer.send_message("queued", Arguments::default()).expect("room");
+        peer.get_response("asked late", Arguments::default())
             .expect("room");
-        dialogue
-            .get_response("asked late", Arguments::default())
+        peer.respond("asked us", "0001", ResponseBody::Value(json!(1)))
             .expect("room");
-        dialogue
-            .respond("asked us", "0001", ResponseBody::Value(json!(1)))
-            .expect("room");
-        assert!(dialogue.poll_transmit().is_some());
-        dialogue.on_disconnected();
-        assert_eq!(names(&write_all(&mut dialogue)), kept, "{manners:?}");
-        let events: Vec<Event> = std::iter::from_fn(|| dialogue.poll_event()).collect();
-        assert_eq!(events.len(), unanswered, "{manners:?}: {events:?}");
-        assert_eq!(dialogue.open_requests(), 2 - unanswered);
+        assert!(peer.poll_transmit().is_some());
+        peer.on_disconnected();
+        assert_eq!(names(&write_all(&mut peer)), kept, "{policy:?}");
+        let events: Vec<Event> = std::iter::from_fn(|| peer.poll_event()).collect();
+        assert_eq!(events.len(), unanswered, "{policy:?}: {events:?}");
+        assert_eq!(peer.open_requests(), 2 - unanswered);
     }
 }
 
 #[test]
 fn resume_queue_decides_what_is_queued_offline() {
     for (resume_queue, expected) in [(false, Err(SendError::NotConnected)), (true, Ok(()))] {
-        let manners = ReconnectPolicy {
+        let policy = ReconnectPolicy {
             resume_queue,
             resend_requests: false,
         };
-        let mut dialogue = PeerState::new(manners, 0);
+        let mut peer = PeerState::new(policy, 0);
         for again in [false, true] {
-            let land = dialogue.send_message("land", Arguments::default());
+            let land = peer.send_message("land", Arguments::default());
             assert_eq!(land, expected, "again: {again}");
-            assert_eq!(dialogue.send_latest("led", Arguments::default()), expected);
-            assert_eq!(dialogue.send_file("a", Bytes::new()), expected);
-            // Whoever asked it is gone in any case.
-            let answer = dialogue.respond("id", "0001", ResponseBody::Value(json!(1)));
+            assert_eq!(peer.send_latest("led", Arguments::default()), expected);
+            assert_eq!(peer.send_file("a", Bytes::new()), expected);
+            // The request of a response belongs to the lost connection.
+            let answer = peer.respond("id", "0001", ResponseBody::Value(json!(1)));
             assert_eq!(answer, Err(SendError::NotConnected));
-            dialogue.get_response("id", Arguments::default()).expect("room");
-            dialogue.on_connected();
-            let read = write_all(&mut dialogue);
+            peer.get_response("id", Arguments::default()).expect("room");
+            peer.on_connected();
+            let read = write_all(&mut peer);
             let all = ["land", "led", "a", "id"];
             assert_eq!(names(&read), if resume_queue { &all[..] } else { &all[3..] });
-            dialogue
-                .send_message("land", Arguments::default())
+            peer.send_message("land", Arguments::default())
                 .expect("connected");
-            assert_eq!(names(&write_all(&mut dialogue)), ["land"]);
-            dialogue.on_disconnected();
+            assert_eq!(names(&write_all(&mut peer)), ["land"]);
+            peer.on_disconnected();
         }
     }
 }
 
 #[test]
 fn latest_readings_replace_queued_ones() {
-    let mut dialogue = PeerState::new(BOTH, 0);
+    let mut peer = PeerState::new(BOTH, 0);
     for value in 0..5 {
-        dialogue
-            .send_latest("telemetry", kwargs(json!({ "value": value })))
+        peer.send_latest("telemetry", kwargs(json!({ "value": value })))
             .expect("room");
     }
-    dialogue
-        .send_message("other", Arguments::default())
-        .expect("room");
-    let read = write_all(&mut dialogue);
+    peer.send_message("other", Arguments::default()).expect("room");
+    let read = write_all(&mut peer);
     assert_eq!(names(&read), ["telemetry", "other"]);
     assert!(matches!(&read[0], Message::Action { arguments, .. } if arguments.kwargs["value"] == 4));
 }
 
 #[test]
 fn send_queue_and_requests_are_bounded() {
-    let mut dialogue = PeerState::new(BOTH, 0);
+    let mut peer = PeerState::new(BOTH, 0);
     for _ in 0..PENDING_MAX {
-        dialogue.get_response("id", Arguments::default()).expect("room");
+        peer.get_response("id", Arguments::default()).expect("room");
     }
-    let more = dialogue.get_response("id", Arguments::default());
+    let more = peer.get_response("id", Arguments::default());
     assert_eq!(more, Err(SendError::TooManyRequests));
     for _ in PENDING_MAX..QUEUE_MESSAGES_MAX {
-        dialogue.send_message("land", Arguments::default()).expect("room");
+        peer.send_message("land", Arguments::default()).expect("room");
     }
-    let more = dialogue.send_message("land", Arguments::default());
+    let more = peer.send_message("land", Arguments::default());
     assert_eq!(more, Err(SendError::QueueFull));
 
-    let mut dialogue = PeerState::new(BOTH, 0);
+    let mut peer = PeerState::new(BOTH, 0);
     let half = Bytes::from(vec![0; QUEUE_BYTES_MAX / 2 + 1]);
-    dialogue.send_file("a", half.clone()).expect("room");
-    assert_eq!(dialogue.send_file("b", half.clone()), Err(SendError::QueueFull));
-    assert_eq!(names(&write_all(&mut dialogue)), ["a"]);
-    dialogue.send_file("b", half).expect("room again");
+    peer.send_file("a", half.clone()).expect("room");
+    assert_eq!(peer.send_file("b", half.clone()), Err(SendError::QueueFull));
+    assert_eq!(names(&write_all(&mut peer)), ["a"]);
+    peer.send_file("b", half).expect("room again");
 
-    // What a peer chooses counts as well.
-    let mut dialogue = PeerState::new(BOTH, 0);
-    dialogue.on_connected();
+    // Names and ids that the peer chooses count too.
+    let mut peer = PeerState::new(BOTH, 0);
+    peer.on_connected();
     let id = "9".repeat(QUEUE_BYTES_MAX / 2 + 1);
     let answer = || ResponseBody::Value(json!(1));
-    dialogue.respond("id", &id, answer()).expect("room");
-    assert_eq!(dialogue.respond("id", &id, answer()), Err(SendError::QueueFull));
+    peer.respond("id", &id, answer()).expect("room");
+    assert_eq!(peer.respond("id", &id, answer()), Err(SendError::QueueFull));
     assert_eq!(
-        dialogue.respond(&id, "1", ResponseBody::File(Bytes::new())),
+        peer.respond(&id, "1", ResponseBody::File(Bytes::new())),
         Err(SendError::QueueFull)
     );
 }
 
 #[test]
 fn abandoned_request_is_not_sent_and_frees_its_slot() {
-    let mut dialogue = PeerState::new(BOTH, 9_999);
-    let first = dialogue.get_response("one", Arguments::default()).expect("room");
-    let second = dialogue.get_response("two", Arguments::default()).expect("room");
-    dialogue.abandon(first);
-    let asked = write_all(&mut dialogue);
+    let mut peer = PeerState::new(BOTH, 9_999);
+    let first = peer.get_response("one", Arguments::default()).expect("room");
+    let second = peer.get_response("two", Arguments::default()).expect("room");
+    peer.abandon(first);
+    let asked = write_all(&mut peer);
     assert_eq!(names(&asked), ["two"]);
-    dialogue.abandon(second);
-    dialogue.on_disconnected();
-    assert_eq!(dialogue.queued_messages() + dialogue.open_requests(), 0);
-    dialogue.handle_frame(&answer_to(&asked[0], ResponseBody::Value(json!(1))).to_frame());
+    peer.abandon(second);
+    peer.on_disconnected();
+    assert_eq!(peer.queued_messages() + peer.open_requests(), 0);
+    peer.handle_frame(&response_to(&asked[0], ResponseBody::Value(json!(1))).to_frame());
     assert!(matches!(
-        dialogue.poll_event(),
+        peer.poll_event(),
         Some(Event::UnexpectedResponse { .. })
     ));
-    assert_eq!(dialogue.poll_event(), None);
+    assert_eq!(peer.poll_event(), None);
 }
 
 #[test]
 fn request_that_ends_while_being_written_is_not_resent() {
     for answered in [false, true] {
-        let mut dialogue = PeerState::new(BOTH, 0);
-        let number = dialogue.get_response("one", Arguments::default()).expect("room");
+        let mut peer = PeerState::new(BOTH, 0);
+        let number = peer.get_response("one", Arguments::default()).expect("room");
         if answered {
-            // Asked before, and answered late.
-            assert_eq!(names(&write_all(&mut dialogue)), ["one"]);
-            dialogue.on_disconnected();
+            // Sent over the first connection, and answered over the second.
+            assert_eq!(names(&write_all(&mut peer)), ["one"]);
+            peer.on_disconnected();
         }
-        let half = Message::from_frame(&dialogue.poll_transmit().expect("one")).expect("readable");
+        let half = Message::from_frame(&peer.poll_transmit().expect("one")).expect("readable");
         if answered {
-            dialogue.handle_frame(&answer_to(&half, ResponseBody::Value(json!(1))).to_frame());
+            peer.handle_frame(&response_to(&half, ResponseBody::Value(json!(1))).to_frame());
         } else {
-            dialogue.abandon(number);
+            peer.abandon(number);
         }
-        dialogue.on_disconnected();
-        assert_eq!(names(&write_all(&mut dialogue)), [""; 0], "answered: {answered}");
+        peer.on_disconnected();
+        assert_eq!(names(&write_all(&mut peer)), [""; 0], "answered: {answered}");
     }
 }
 
 #[derive(Clone, Debug)]
 enum Step {
-    Say,
-    Ask,
-    GiveUp(usize),
+    Send,
+    Request,
+    Abandon(usize),
     Begin,
     Write,
     Answer(usize),
-    Lose,
+    Disconnect,
     Connect,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
-        3 => Just(Step::Say),
-        3 => Just(Step::Ask),
-        1 => (0..9_usize).prop_map(Step::GiveUp),
+        3 => Just(Step::Send),
+        3 => Just(Step::Request),
+        1 => (0..9_usize).prop_map(Step::Abandon),
         2 => Just(Step::Begin),
         4 => Just(Step::Write),
         3 => (0..9_usize).prop_map(Step::Answer),
-        1 => Just(Step::Lose),
+        1 => Just(Step::Disconnect),
         2 => Just(Step::Connect),
     ];
     vec(step, 0..60)
 }
 
 proptest! {
-    /// Whatever happens: with both manners every message is read exactly once and in order by a peer that reads all
-    /// that was written; every request ends at most once, none that is answered was not asked, and none that has ended
-    /// is begun to be asked.
+    /// With `resume_queue` a peer that reads all that was written reads every message exactly once and in order. With
+    /// any policy a request ends at most once, and is not sent after it has ended.
     #[test]
     fn nothing_is_lost_or_doubled(steps in steps(), resume_queue: bool, resend_requests: bool) {
-        let manners = ReconnectPolicy { resume_queue, resend_requests };
-        let mut dialogue = PeerState::new(manners, 9_990);
+        let policy = ReconnectPolicy { resume_queue, resend_requests };
+        let mut peer = PeerState::new(policy, 9_990);
         let mut connected = false;
-        let (mut said, mut read) = (0_u64, Vec::new());
+        let (mut sent_count, mut read) = (0_u64, Vec::new());
         let (mut asked, mut ended) = (Vec::new(), BTreeMap::new());
-        let (mut given_up, mut at_peer, mut half) = (Vec::new(), Vec::new(), None);
+        let (mut abandoned, mut at_peer, mut half) = (Vec::new(), Vec::new(), None);
         for step in steps {
             match step {
-                Step::Say => {
-                    let sent = dialogue.send_message("n", kwargs(json!({ "n": said })));
+                Step::Send => {
+                    let sent = peer.send_message("n", kwargs(json!({ "n": sent_count })));
                     prop_assert_eq!(sent.is_ok(), connected || resume_queue);
-                    said += u64::from(sent.is_ok());
+                    sent_count += u64::from(sent.is_ok());
                 }
-                Step::Ask => {
+                Step::Request => {
                     let which = kwargs(json!({ "which": asked.len() }));
-                    asked.push(dialogue.get_response("q", which).expect("room"));
+                    asked.push(peer.get_response("q", which).expect("room"));
                 }
-                Step::GiveUp(which) => if let Some(number) = asked.get(which)
-                    && !ended.contains_key(number) && !given_up.contains(number) {
-                    dialogue.abandon(*number);
-                    given_up.push(*number);
+                Step::Abandon(which) => if let Some(number) = asked.get(which)
+                    && !ended.contains_key(number) && !abandoned.contains(number) {
+                    peer.abandon(*number);
+                    abandoned.push(*number);
                 },
                 Step::Begin | Step::Write => {
-                    if connected && half.is_none() && let Some(frame) = dialogue.poll_transmit() {
+                    if connected && half.is_none() && let Some(frame) = peer.poll_transmit() {
                         let message = Message::from_frame(&frame).expect("readable");
                         if let Message::Request { arguments, .. } = &message {
                             let which = arguments.kwargs["which"].as_u64().expect("which");
                             let number = asked[usize::try_from(which).expect("small")];
-                            prop_assert!(!given_up.contains(&number) && !ended.contains_key(&number));
+                            prop_assert!(!abandoned.contains(&number) && !ended.contains_key(&number));
                         }
                         half = Some(message);
                     }
@@ -334,26 +321,26 @@ proptest! {
                             | Message::FileResponse { .. }
                             | Message::FilePush { .. }) => at_peer.push(request),
                         }
-                        dialogue.on_written();
+                        peer.on_written();
                     }
                 }
                 Step::Answer(which) => if let Some(request) = at_peer.get(which) {
-                    dialogue.handle_frame(&answer_to(request, ResponseBody::Value(json!(1))).to_frame());
+                    peer.handle_frame(&response_to(request, ResponseBody::Value(json!(1))).to_frame());
                 },
-                Step::Lose => {
-                    // What is half written is not read as a whole.
+                Step::Disconnect => {
+                    // The peer does not act on a half-written message.
                     (half, connected) = (None, false);
-                    dialogue.on_disconnected();
+                    peer.on_disconnected();
                 }
                 Step::Connect => {
                     connected = true;
-                    dialogue.on_connected();
+                    peer.on_connected();
                 }
             }
-            while let Some(event) = dialogue.poll_event() {
+            while let Some(event) = peer.poll_event() {
                 match event {
                     Event::Response { number, .. } | Event::RequestFailed { number, .. } => {
-                        prop_assert!(asked.contains(&number) && !given_up.contains(&number));
+                        prop_assert!(asked.contains(&number) && !abandoned.contains(&number));
                         prop_assert_eq!(ended.insert(number, ()), None, "ended twice");
                     }
                     Event::UnexpectedResponse { .. } => {}
@@ -362,14 +349,14 @@ proptest! {
                     | Event::Request { .. }
                     | Event::TooLong { .. }
                     | Event::InvalidMessage(_) => {
-                        prop_assert!(false, "the peer said nothing of its own");
+                        prop_assert!(false, "the peer sends responses only");
                     }
                 }
             }
-            prop_assert_eq!(dialogue.open_requests(), asked.len() - ended.len() - given_up.len());
+            prop_assert_eq!(peer.open_requests(), asked.len() - ended.len() - abandoned.len());
         }
-        dialogue.on_written();
-        let rest = write_all(&mut dialogue);
+        peer.on_written();
+        let rest = write_all(&mut peer);
         for message in half.into_iter().chain(rest) {
             if let Message::Action { arguments, .. } = message {
                 read.push(arguments.kwargs["n"].as_u64().expect("n"));
@@ -377,7 +364,7 @@ proptest! {
         }
         prop_assert!(read.is_sorted_by(|a, b| a < b), "{:?}", read);
         if resume_queue {
-            prop_assert_eq!(read.len() as u64, said);
+            prop_assert_eq!(read.len() as u64, sent_count);
         }
     }
 }

@@ -153,7 +153,7 @@ impl PluginProtocol {
         }
     }
 
-    /// Completes the registration: with what the program is told, or with the reason for a refusal.
+    /// Completes the registration: with the value of the response to the program, or with the reason for a refusal.
     pub fn finish_registration(&mut self, admitted: Result<Value, String>) {
         if self.state != State::Registering {
             return;
@@ -240,7 +240,7 @@ impl PluginProtocol {
         }
     }
 
-    /// Closes the connection: the program is told why, and every open call ends.
+    /// Closes the connection: sends the reason to the program and ends every open call.
     pub fn close(&mut self, why: &str) {
         if self.state != State::Closed {
             self.send(frames::register_error(why));
@@ -270,7 +270,7 @@ impl PluginProtocol {
     pub fn handle_frame(&mut self, frame: &Frame, now: Instant) {
         match self.state {
             State::Closed => {}
-            State::Registering => self.close("wait for the answer to register before saying more"),
+            State::Registering => self.close("wait for the response to register before the next message"),
             State::Unregistered => match parse_registration(frame) {
                 Ok(registration) => {
                     self.registration = Some(registration.clone());
@@ -302,7 +302,9 @@ impl PluginProtocol {
     fn on_message(&mut self, frame: &Frame, now: Instant) {
         let action = frame.header.action.as_deref().unwrap_or_default();
         let content = match action {
-            REGISTER => return self.close("it is registered already: to offer something else, connect anew"),
+            REGISTER => {
+                return self.close("it is registered already: to offer something else, connect again");
+            }
             "telemetry" | "log" => parse_arguments(frame),
             other => {
                 let action = truncate(other, 80);
@@ -334,7 +336,7 @@ impl PluginProtocol {
         };
         let left_out = lines - 1;
         if left_out > 0 {
-            let note = format!("{left_out} lines were left out: it logs too much");
+            let note = format!("{left_out} lines were dropped: it logs too much");
             self.events.push_back(Event::Log(LogLevel::Warning, note));
         }
         let text = truncate(text, TEXT_BYTES_MAX).to_owned();

@@ -1,4 +1,4 @@
-//! Any registration, any order of what a plug-in and its callers do.
+//! Property tests: any registration, and any sequence of events of a plug-in and its callers.
 
 use bytes::BytesMut;
 use proptest::prelude::*;
@@ -43,26 +43,26 @@ fn registration() -> impl Strategy<Value = Value> {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Begin(&'static str),
-    Answer(u64, Value),
-    Say(&'static str, Value),
+    Start(&'static str),
+    Respond(u64, Value),
+    Message(&'static str, Value),
     Wait(u64),
     Cancel(u64),
     Written(u64),
-    Lose,
+    Disconnect,
     Close,
 }
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        6 => prop::sample::select(vec!["blink", "fly", "clever", "uptime", "gone"]).prop_map(Step::Begin),
-        6 => (1..40_u64, json_value()).prop_map(|(id, value)| Step::Answer(id, value)),
+        6 => prop::sample::select(vec!["blink", "fly", "clever", "uptime", "gone"]).prop_map(Step::Start),
+        6 => (1..40_u64, json_value()).prop_map(|(id, value)| Step::Respond(id, value)),
         3 => (prop::sample::select(vec!["telemetry", "log", "noise"]), json_value())
-            .prop_map(|(action, value)| Step::Say(action, value)),
+            .prop_map(|(action, value)| Step::Message(action, value)),
         3 => (0..4_000_u64).prop_map(Step::Wait),
         2 => (1..40_u64).prop_map(Step::Cancel),
         2 => (1..40_u64).prop_map(Step::Written),
-        1 => Just(Step::Lose),
+        1 => Just(Step::Disconnect),
         1 => Just(Step::Close),
     ]
 }
@@ -80,20 +80,20 @@ proptest! {
         }
     }
 
-    /// Whatever the plug-in does, every call ends exactly once, and none is open longer than its time.
+    /// For any sequence of events every call ends exactly once, and none stays open beyond its time-out.
     #[test]
     fn every_call_ends_once(steps in prop::collection::vec(step(), 0..60)) {
         let mut now = start();
         let mut lamp = registered(now);
-        let (mut begun, mut ends) = (0_u64, Vec::new());
+        let (mut started, mut ends) = (0_u64, Vec::new());
         for step in steps {
             match step {
-                Step::Begin(name) => {
-                    begun += 1;
-                    lamp.start_call(call(begun, name), now, 0);
+                Step::Start(name) => {
+                    started += 1;
+                    lamp.start_call(call(started, name), now, 0);
                 }
-                Step::Answer(id, value) => lamp.handle_frame(&response_frame(&format!("{id:04}"), &json!({"value": value})), now),
-                Step::Say(action, value) => lamp.handle_frame(&message_frame(action, value), now),
+                Step::Respond(id, value) => lamp.handle_frame(&response_frame(&format!("{id:04}"), &json!({"value": value})), now),
+                Step::Message(action, value) => lamp.handle_frame(&message_frame(action, value), now),
                 Step::Wait(ms) => {
                     now += Duration::from_millis(ms);
                     lamp.handle_timeout(now);
@@ -101,7 +101,7 @@ proptest! {
                 }
                 Step::Cancel(number) => lamp.cancel(number),
                 Step::Written(number) => lamp.on_written(number),
-                Step::Lose => lamp.on_disconnected("it is gone"),
+                Step::Disconnect => lamp.on_disconnected("it is gone"),
                 Step::Close => lamp.close("enough"),
             }
             prop_assert!(lamp.pending_calls() <= CALLS_MAX);
@@ -110,10 +110,10 @@ proptest! {
         lamp.on_disconnected("the end");
         ends.extend(ended_calls(&mut lamp).into_iter().map(|(number, _)| number));
         ends.sort_unstable();
-        prop_assert_eq!(ends, (1..=begun).collect::<Vec<_>>());
+        prop_assert_eq!(ends, (1..=started).collect::<Vec<_>>());
     }
 
-    /// What we send is read by the same frame reader that reads clever-show's own frames.
+    /// The reader of clever-show's frames decodes frames to a plug-in.
     #[test]
     fn plugin_frames_decode_as_written(name in "[a-z]{1,9}", kwargs in json_value()) {
         let kwargs = kwargs.as_object().cloned().unwrap_or_default();
@@ -127,7 +127,7 @@ proptest! {
         ] {
             let mut bytes = BytesMut::new();
             frame.encode(&mut bytes).expect("fits");
-            let read = FrameReader::new(LIMITS).next_frame(&mut bytes).expect("sound").expect("whole");
+            let read = FrameReader::new(LIMITS).next_frame(&mut bytes).expect("valid").expect("complete");
             prop_assert_eq!(read, frame);
         }
     }

@@ -10,7 +10,7 @@ use super::{
     RESPONSE_TIMEOUT, RESPONSE_TIMEOUT_MAX, UNIT_BYTES_MAX, is_name, truncate,
 };
 
-/// Why a registration is refused. The text says what to write instead.
+/// Why a registration is refused. The text names the rule.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RegisterError {
     /// The plug-in has no name.

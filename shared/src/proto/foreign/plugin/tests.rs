@@ -1,4 +1,4 @@
-//! A plug-in's side is played here, frame by frame; time is moved by hand.
+//! Tests of the node's side; frames of the plug-in are made by hand, and time is an argument.
 
 use std::time::Instant;
 
@@ -10,7 +10,7 @@ use crate::proto::outcome::{Outcome, Reply};
 use crate::proto::wire::{ContentType, Frame, Header, MessageType};
 
 pub(super) fn start() -> Instant {
-    #[expect(clippy::disallowed_methods, reason = "an arbitrary beginning")]
+    #[expect(clippy::disallowed_methods, reason = "an arbitrary start time")]
     Instant::now()
 }
 
@@ -69,23 +69,23 @@ fn events(protocol: &mut PluginProtocol) -> Vec<Event> {
     std::iter::from_fn(|| protocol.poll_event()).collect()
 }
 
-/// With the lamp, registered.
+/// A connection on which the plug-in `lamp` has registered.
 pub(super) fn registered(now: Instant) -> PluginProtocol {
     let mut protocol = PluginProtocol::new(now);
     protocol.handle_frame(&message_frame("register", lamp()), now);
-    let asked = events(&mut protocol);
-    assert!(matches!(asked.as_slice(), [Event::Register(_)]), "{asked:?}");
+    let events = events(&mut protocol);
+    assert!(matches!(events.as_slice(), [Event::Register(_)]), "{events:?}");
     protocol.finish_registration(Ok(json!({ "node": "n1" })));
     let welcome = sent_frame(&mut protocol);
     assert_eq!(welcome.header.request_id.as_deref(), Some("0"));
     protocol
 }
 
-/// The one frame that is sent now.
+/// The frame to send; panics if it is not the only event.
 fn sent_frame(protocol: &mut PluginProtocol) -> Frame {
     match events(protocol).as_slice() {
         [Event::Send(frame, _)] => frame.as_ref().clone(),
-        other => panic!("one frame, not {other:?}"),
+        other => panic!("expected one frame, got {other:?}"),
     }
 }
 
@@ -100,25 +100,25 @@ pub(super) fn ended_calls(protocol: &mut PluginProtocol) -> Vec<(u64, Reply)> {
     events(protocol).into_iter().filter_map(end).collect()
 }
 
-/// How a closed protocol told it.
+/// Why the connection was closed; the program must have been sent the same reason.
 fn close_reason(protocol: &mut PluginProtocol) -> String {
     let all = events(protocol);
     let Some(Event::Close(why)) = all.last() else {
         panic!("not closed: {all:?}")
     };
-    let told = all.iter().any(|event| match event {
+    let was_sent = all.iter().any(|event| match event {
         Event::Send(frame, None) => frame.json_value().expect("JSON")["error"] == **why,
         Event::Send(_, Some(_)) | Event::Register(_) | Event::CallEnded(..) => false,
         Event::Telemetry(_) | Event::Log(..) | Event::Ignored(_) | Event::Close(_) => false,
     });
-    assert!(told, "told once why: {all:?}");
+    assert!(was_sent, "the reason was not sent: {all:?}");
     why.clone()
 }
 
 #[test]
 fn registration_is_parsed_completely() {
     let lamp = lamp();
-    let read = Registration::parse(lamp.as_object().expect("an object")).expect("right");
+    let read = Registration::parse(lamp.as_object().expect("an object")).expect("a valid registration");
     assert_eq!(read.name, "lamp");
     let fly = &read.callables["fly"];
     assert!(fly.flight && !fly.idempotent && fly.answers);
@@ -131,7 +131,7 @@ fn registration_is_parsed_completely() {
 }
 
 #[test]
-fn invalid_registration_error_says_what_to_write() {
+fn invalid_registration_error_names_the_rule() {
     let many = |count: usize| -> Value { (0..count).map(|n| format!("a{n}")).collect() };
     for (kwargs, why) in [
         (json!({}), "by name"),
@@ -225,8 +225,8 @@ fn invalid_registration_error_says_what_to_write() {
         let now = start();
         let mut protocol = PluginProtocol::new(now);
         protocol.handle_frame(&message_frame("register", kwargs.clone()), now);
-        let told = close_reason(&mut protocol);
-        assert!(told.contains(why), "{kwargs}: {told}");
+        let reason = close_reason(&mut protocol);
+        assert!(reason.contains(why), "{kwargs}: {reason}");
     }
 }
 
@@ -240,19 +240,19 @@ fn program_must_register_first_and_in_time() {
     silent.handle_timeout(now + REGISTER_TIMEOUT);
     assert!(close_reason(&mut silent).contains("within 5s"));
 
-    let mut hasty = PluginProtocol::new(now);
-    hasty.handle_frame(&message_frame("telemetry", json!({"x": 1})), now);
-    assert!(close_reason(&mut hasty).contains("the first frame must be"));
+    let mut unregistered = PluginProtocol::new(now);
+    unregistered.handle_frame(&message_frame("telemetry", json!({"x": 1})), now);
+    assert!(close_reason(&mut unregistered).contains("the first frame must be"));
 
     let mut twice = registered(now);
     twice.handle_frame(&message_frame("register", lamp()), now);
     assert!(close_reason(&mut twice).contains("registered already"));
 
-    let mut unwanted = PluginProtocol::new(now);
-    unwanted.handle_frame(&message_frame("register", lamp()), now);
-    events(&mut unwanted);
-    unwanted.finish_registration(Err("the name is taken".to_owned()));
-    assert_eq!(close_reason(&mut unwanted), "the name is taken");
+    let mut refused = PluginProtocol::new(now);
+    refused.handle_frame(&message_frame("register", lamp()), now);
+    events(&mut refused);
+    refused.finish_registration(Err("the name is taken".to_owned()));
+    assert_eq!(close_reason(&mut refused), "the name is taken");
 }
 
 #[test]
@@ -275,24 +275,20 @@ fn action_frame_is_clever_shows_and_its_response_ends_it() {
         frame.json_value().expect("JSON"),
         json!({"args": [], "kwargs": {"times": 7}})
     );
-    assert_eq!(
-        frame.header.until,
-        Some(6_000),
-        "the machine's clock, for the program to compare"
-    );
+    assert_eq!(frame.header.until, Some(6_000), "time since boot, in ms");
     let id = frame.header.request_id.expect("a number");
     assert_eq!(id, "0001");
 
     lamp.start_call(call(2, "uptime"), now, 0);
-    let question = sent_frame(&mut lamp);
-    assert_eq!(question.header.message_type, MessageType::Request);
-    let content = question.json_value().expect("JSON");
+    let request = sent_frame(&mut lamp);
+    assert_eq!(request.header.message_type, MessageType::Request);
+    let content = request.json_value().expect("JSON");
     assert_eq!(
         content,
         json!({"requested_value": "uptime", "request_id": "0002", "args": [], "kwargs": {}})
     );
 
-    // In any order, each to its own.
+    // Responses may arrive in another order.
     lamp.handle_frame(&response_frame("0002", &json!({"value": 7.5})), now);
     assert_eq!(ended_calls(&mut lamp), [(2, Reply::done(json!(7.5)))]);
     lamp.handle_frame(
@@ -300,7 +296,7 @@ fn action_frame_is_clever_shows_and_its_response_ends_it() {
         now,
     );
     assert_eq!(ended_calls(&mut lamp), [(1, Reply::failed("no bulb"))]);
-    // A second answer is nobody's.
+    // A second response matches no call.
     lamp.handle_frame(&response_frame(&id, &json!({"value": 1})), now);
     assert!(ended_calls(&mut lamp).is_empty() && !lamp.is_closed());
 }
@@ -315,9 +311,9 @@ fn any_response_ends_the_call() {
         },
         ..response_frame("1", &json!({}))
     };
-    let mut torn = response_frame("1", &json!({"value": 1}));
-    torn.content = torn.content.slice(..4);
-    for (answer, says) in [
+    let mut truncated = response_frame("1", &json!({"value": 1}));
+    truncated.content = truncated.content.slice(..4);
+    for (answer, expected) in [
         (response_frame("1", &json!({})), "is empty"),
         (response_frame("1", &json!([1])), "is no object"),
         (
@@ -325,7 +321,7 @@ fn any_response_ends_the_call() {
             "{\"code\":7}",
         ),
         (binary, "is bytes"),
-        (torn, "unreadable"),
+        (truncated, "unreadable"),
     ] {
         let mut lamp = registered(now);
         lamp.start_call(call(9, "blink"), now, 0);
@@ -337,7 +333,10 @@ fn any_response_ends_the_call() {
         };
         assert_eq!(reply.state, Outcome::Failed);
         assert!(
-            reply.error.as_deref().is_some_and(|error| error.contains(says)),
+            reply
+                .error
+                .as_deref()
+                .is_some_and(|error| error.contains(expected)),
             "{reply:?}"
         );
     }
@@ -353,9 +352,9 @@ fn hanging_call_times_out_and_its_late_response_is_ignored() {
     lamp.handle_timeout(now + RESPONSE_TIMEOUT - Duration::from_millis(1));
     assert!(events(&mut lamp).is_empty());
     lamp.handle_timeout(now + RESPONSE_TIMEOUT);
-    let told = events(&mut lamp);
-    let [Event::CallEnded(1, reply), Event::Send(cancel, None)] = told.as_slice() else {
-        panic!("{told:?}")
+    let reported = events(&mut lamp);
+    let [Event::CallEnded(1, reply), Event::Send(cancel, None)] = reported.as_slice() else {
+        panic!("{reported:?}")
     };
     assert_eq!(reply, &Reply::failed("the plug-in lamp did not answer within 5s"));
     assert_eq!(cancel.header.action.as_deref(), Some("cancel"));
@@ -398,7 +397,7 @@ fn invalid_late_or_excess_calls_do_not_start() {
     lamp.start_call(late, now, 0);
     let ends = ended_calls(&mut lamp);
     assert_eq!(ends[0].1.state, Outcome::Expired, "{ends:?}");
-    // What is near its end says so to the program.
+    // A deadline before the time-out is sent to the program.
     let near = Call {
         deadline: Some(now + Duration::from_millis(300)),
         ..call(2, "fly")
@@ -421,7 +420,7 @@ fn invalid_late_or_excess_calls_do_not_start() {
         lamp.start_call(call(number, "blink"), now, 0);
     }
     let ends = ended_calls(&mut lamp);
-    assert_eq!(ends.len(), 1, "one is open already");
+    assert_eq!(ends.len(), 1, "one call was open before");
     assert!(
         ends[0]
             .1
@@ -442,7 +441,7 @@ fn call_without_response_is_done_once_written() {
     let ends = ended_calls(&mut lamp);
     assert_eq!(ends[0].1.state, Outcome::Done);
     assert_eq!(lamp.pending_calls(), 0);
-    // It could not be written in time.
+    // A call that is not written in time fails.
     lamp.start_call(call(2, "clever"), now, 0);
     events(&mut lamp);
     lamp.handle_timeout(now + RESPONSE_TIMEOUT);
@@ -458,10 +457,13 @@ fn cancelled_call_sends_cancel_to_the_plugin() {
     lamp.start_call(call(1, "blink"), now, 0);
     events(&mut lamp);
     lamp.cancel(1);
-    let told = events(&mut lamp);
+    let reported = events(&mut lamp);
     assert!(
-        matches!(told.as_slice(), [Event::CallEnded(1, _), Event::Send(_, None)]),
-        "{told:?}"
+        matches!(
+            reported.as_slice(),
+            [Event::CallEnded(1, _), Event::Send(_, None)]
+        ),
+        "{reported:?}"
     );
     lamp.cancel(1);
     assert!(events(&mut lamp).is_empty());
@@ -472,13 +474,13 @@ fn only_registered_and_small_telemetry_is_accepted() {
     let now = start();
     let mut lamp = registered(now);
     lamp.handle_frame(&message_frame("telemetry", json!({"level": 80, "nope": 1})), now);
-    let told = events(&mut lamp);
-    let [Event::Telemetry(fields), Event::Ignored(note)] = told.as_slice() else {
-        panic!("{told:?}")
+    let reported = events(&mut lamp);
+    let [Event::Telemetry(fields), Event::Ignored(note)] = reported.as_slice() else {
+        panic!("{reported:?}")
     };
     assert_eq!(fields, &[("level".to_owned(), json!(80))]);
     assert!(note.contains("\"nope\""));
-    // As clever-show's clients tell it.
+    // The form of clever-show's clients.
     lamp.handle_frame(&message_frame("telemetry", json!({"value": {"mode": "on"}})), now);
     assert_eq!(
         events(&mut lamp),
@@ -517,7 +519,7 @@ fn log_lines_are_rate_limited() {
     lamp.handle_frame(&long, now + LOG_LINE_INTERVAL);
     assert!(
         matches!(&events(&mut lamp)[0], Event::Log(LogLevel::Warning, text) if text.starts_with("151 lines")),
-        "what was left out is said"
+        "the number of dropped lines is logged"
     );
     lamp.handle_frame(&message_frame("log", json!({})), now);
     assert!(close_reason(&mut lamp).contains("log needs a text"));
@@ -538,7 +540,7 @@ fn plugin_requests_get_an_error_and_noise_is_ignored() {
     assert_eq!(answer.header.requested_value.as_deref(), Some("id"));
     let content = answer.json_value().expect("JSON");
     assert!(content["value"].is_null() && content["error"].is_string());
-    lamp.handle_frame(&message_frame("unheard_of", json!({})), now);
+    lamp.handle_frame(&message_frame("unknown", json!({})), now);
     assert!(matches!(events(&mut lamp).as_slice(), [Event::Ignored(_)]));
 }
 
@@ -570,12 +572,12 @@ fn argument_specs_check_every_kind() {
     };
     let defaults = json!({"text": "t", "count": 0, "ratio": 0, "on": false, "side": "left"});
     assert_eq!(check(json!({})), Ok(defaults));
-    // As a command line writes it.
+    // The types that a command line gives.
     assert_eq!(
         check(json!({"side": 7, "text": true})).expect("plain texts")["side"],
         "7"
     );
-    for (kwargs, says) in [
+    for (kwargs, expected) in [
         (json!({"text": [1]}), "argument text must be a string"),
         (
             json!({"text": 1.5}),
@@ -588,7 +590,7 @@ fn argument_specs_check_every_kind() {
         (json!({"side": "up"}), "one of: left, 7"),
         (json!({"up": 1}), "unknown argument \"up\"; it takes: count, on"),
     ] {
-        let error = check(kwargs).expect_err(says);
-        assert!(error.contains(says), "{error}");
+        let error = check(kwargs).expect_err(expected);
+        assert!(error.contains(expected), "{error}");
     }
 }
