@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -157,9 +158,10 @@ impl<E: Into<HandshakeError>> From<E> for HandshakeFailure {
     }
 }
 
-/// Bounds a handshake in time, and sends the refusal if there is one.
+/// Bounds a handshake in time, and sends the refusal if there is one. The handshake is boxed, because it is large
+/// compared with what its callers keep.
 async fn with_preauth_timeout(
-    handshake: impl Future<Output = Result<AuthenticatedConn, HandshakeFailure>>,
+    handshake: Pin<Box<impl Future<Output = Result<AuthenticatedConn, HandshakeFailure>>>>,
 ) -> Result<AuthenticatedConn, HandshakeError> {
     let result = timeout(PREAUTH_TIMEOUT, handshake).await;
     match result.map_err(|_elapsed| HandshakeError::TimedOut)? {
@@ -219,10 +221,10 @@ impl LocalPeer {
         tcp: TcpStream,
         addr: SocketAddr,
     ) -> Result<AuthenticatedConn, HandshakeError> {
-        with_preauth_timeout(async {
+        with_preauth_timeout(Box::pin(async {
             let stream = self.acceptor.accept(tcp).await?;
             self.exchange_hello(stream.into(), addr, None).await
-        })
+        }))
         .await
     }
 
@@ -233,10 +235,10 @@ impl LocalPeer {
         addr: SocketAddr,
         channel: Channel,
     ) -> Result<AuthenticatedConn, HandshakeError> {
-        with_preauth_timeout(async {
+        with_preauth_timeout(Box::pin(async {
             let stream = self.connector.connect(tls::server_name(), tcp).await?;
             self.exchange_hello(stream.into(), addr, Some(channel)).await
-        })
+        }))
         .await
     }
 

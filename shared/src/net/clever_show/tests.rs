@@ -61,7 +61,9 @@ async fn requests_actions_and_files_work_both_ways() {
         .request_callback("broken", |_, _| async { Err::<serde_json::Value, _>("no") })
         .message_callback("led", move |_, arguments: Arguments| {
             let sender = sender.clone();
-            async move { sender.send(arguments).await.expect("the receiver is open") }
+            async move {
+                sender.send(arguments).await.expect("the receiver is open");
+            }
         })
         .files(roots);
     let _drone = serve(listener, callbacks);
@@ -160,7 +162,7 @@ async fn pushed_file_is_stored_before_the_next_message() {
                 sender
                     .send(found.expect("there"))
                     .await
-                    .expect("the receiver is open")
+                    .expect("the receiver is open");
             }
         })
         .files(roots);
