@@ -8,18 +8,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
+use swarm_shared::net::clock;
 use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::outcome::Reply;
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 
 use super::delivery::history_writer::{HistoryEntry, write_audit_entry};
-use super::delivery::query::elapsed_ms;
 use super::observe::observed_request::ObservedRequest;
 use crate::store::deliveries::Record;
 use crate::store::{DeliveryEnd, Store};
 use crate::text::pluralize;
-use swarm_shared::api::{Delivery, Event, Failure, NodeRef};
+use swarm_shared::api::{Delivery, Event, Failure, NodeRef, round_to_microsecond};
 
 /// How a request ends in the audit, and for subscribers, if its client disconnects.
 const CUT_OFF_BY_CALLER: &str = "cut off: the client disconnected";
@@ -149,6 +149,11 @@ impl Reporter {
         self.0.started
     }
 
+    /// Time since the request was made, in milliseconds.
+    pub(super) fn elapsed_ms(&self) -> f64 {
+        round_to_microsecond(clock::since(self.0.started).as_secs_f64() * 1_000.0)
+    }
+
     /// Sends an event.
     pub(super) async fn send(&self, event: Event) -> Result<(), CallerGone> {
         let Inner {
@@ -196,7 +201,7 @@ impl Reporter {
 
     /// The event that a delivery has ended; it has no history.
     pub(super) fn delivery(&self, node: NodeRef, reply: Reply) -> Event {
-        Event::Delivery(Delivery::new(node, reply, elapsed_ms(self.0.started)))
+        Event::Delivery(Delivery::new(node, reply, self.elapsed_ms()))
     }
 
     /// Puts the end of a delivery into the history without waiting for the disk; returns the event to send.

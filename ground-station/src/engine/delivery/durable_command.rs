@@ -12,7 +12,7 @@ use swarm_shared::proto::wire::{CONTENT_BYTES_MAX, WireError};
 use tokio::sync::mpsc;
 
 use crate::engine::SharedContext;
-use crate::engine::delivery::query::{self, Command, elapsed_ms};
+use crate::engine::delivery::query::{self, Command};
 use crate::engine::delivery::task::{DeliveryCommand, DeliveryHandle, DeliveryUpdate, NewCommand};
 use crate::engine::observe::action_catalogs;
 use crate::engine::registry::Target;
@@ -323,7 +323,7 @@ impl Run<'_> {
                 DeliveryUpdate::Stage { to, stage } => {
                     if let Some(target) = self.open.get(&to) {
                         let node = target.node.clone();
-                        let ms = elapsed_ms(self.reporter.started());
+                        let ms = self.reporter.elapsed_ms();
                         self.reporter.send(Event::Stage { node, stage, ms }).await?;
                     }
                 }

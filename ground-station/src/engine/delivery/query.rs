@@ -20,7 +20,7 @@ use crate::engine::SharedContext;
 use crate::engine::registry::{SelfCheckResult, Target};
 use crate::engine::reporter::Reporter;
 use crate::engine::transport::Query;
-use swarm_shared::api::{Batch, Check, Event, Failure, round_to_microsecond};
+use swarm_shared::api::{Batch, Check, Event, Failure};
 
 /// How long a session remembers a request beyond all that its caller waits for.
 const REQUEST_RETENTION: Duration = Duration::from_secs(600);
@@ -180,10 +180,6 @@ pub(in crate::engine) fn no_answer_text(waited: Duration) -> String {
         0.0 => "not waited for (a time-out of 0); it may still be at work".to_owned(),
         waited => format!("no answer within {waited} s; it may still be at work"),
     }
-}
-
-pub(in crate::engine) fn elapsed_ms(since: Instant) -> f64 {
-    round_to_microsecond(clock::since(since).as_secs_f64() * 1_000.0)
 }
 
 /// The reply of a request that has ended.

@@ -37,8 +37,8 @@ use tokio::task::JoinSet;
 use super::broadcast::{self as datagrams, NO_FLEET};
 use crate::duration::to_ms;
 use crate::engine::SharedContext;
+use crate::engine::delivery::history_writer;
 use crate::engine::delivery::task::DeliveryCommand;
-use crate::engine::delivery::{history_writer, query};
 use crate::engine::registry::{NodeDevice, Target};
 use crate::engine::reporter::Reporter;
 use crate::engine::stop::unconfirmed::UnconfirmedStops;
@@ -614,7 +614,7 @@ impl StopRun {
             ReportResult::Unchanged => None,
             ReportResult::Stopped => {
                 self.shared.stops.unconfirmed.clear(id);
-                let ms = query::elapsed_ms(self.reporter.started());
+                let ms = self.reporter.elapsed_ms();
                 self.acknowledged.insert(id, ms);
                 Some(Event::Acknowledged { node, ms })
             }
@@ -639,7 +639,7 @@ impl StopRun {
 
     fn end_delivery(&self, node: NodeRef, mut reply: Reply) -> Event {
         if let Some(Value::Object(fields)) = &mut reply.value {
-            let ms = query::elapsed_ms(self.reporter.started());
+            let ms = self.reporter.elapsed_ms();
             let acknowledged = self.acknowledged.get(&node.id).copied().unwrap_or(ms);
             fields.insert("acknowledged_ms".to_owned(), json!(acknowledged));
         }
