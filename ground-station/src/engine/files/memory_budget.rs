@@ -29,7 +29,7 @@ const ROOM_TIMEOUT_MIN: Duration = Duration::from_secs(if cfg!(test) { 0 } else 
 const NO_ROOM: &str = "not sent: too many files are on their way to drones, and none has ended within `--ttl` and within 10 \
                        minutes; use a longer `--ttl`, or send to fewer drones at once";
 /// Why a file is not sent if its caller has disconnected.
-pub(in crate::engine) const CALLER_GONE: &str = "not sent: the client disconnected";
+pub(super) const CALLER_GONE: &str = "not sent: the client disconnected";
 /// Name of the only root of a fetch: the directory that the operator named.
 pub(in crate::engine) const ROOT: &str = "dir";
 /// Permissions of a copy: those of the original are not known.
@@ -37,7 +37,7 @@ const MODE: u32 = 0o644;
 
 /// Where a fetched file goes.
 #[derive(Clone, Debug)]
-pub(in crate::engine) struct CopyDestination {
+pub(super) struct CopyDestination {
     pub(in crate::engine) roots: Roots,
     pub(in crate::engine) dir: PathBuf,
     pub(in crate::engine) name: String,
@@ -53,7 +53,7 @@ pub(in crate::engine) struct MemoryBudget {
 
 /// How long a file waits for memory.
 #[derive(Debug)]
-pub(in crate::engine) struct RoomWait<'a> {
+pub(super) struct RoomWait<'a> {
     /// When the file's turn came.
     pub(in crate::engine) since: Instant,
     /// Time-out, counted from then and again from each time that memory became free; at least [`ROOM_TIMEOUT_MIN`].
@@ -93,7 +93,7 @@ impl MemoryBudget {
 
 /// A file that is sent to one device or more.
 #[derive(Debug)]
-pub(in crate::engine) struct SharedFile {
+pub(super) struct SharedFile {
     path: PathBuf,
     /// The file as it was when it was requested.
     seen: FileStamp,
@@ -123,7 +123,7 @@ impl FileStamp {
 
 /// A file in memory.
 #[derive(Debug)]
-pub(in crate::engine) struct LoadedFile {
+pub(super) struct LoadedFile {
     pub(in crate::engine) content: Bytes,
     budget: MemoryBudget,
     _taken: OwnedSemaphorePermit,
@@ -218,7 +218,7 @@ fn read_whole(path: &Path, seen: FileStamp) -> Result<Bytes, String> {
 }
 
 /// Writes a fetched file below the operator's directory, whole or not at all.
-pub(in crate::engine) async fn write_copy(content: Bytes, copy: CopyDestination) -> Reply {
+pub(super) async fn write_copy(content: Bytes, copy: CopyDestination) -> Reply {
     let writing = tokio::task::spawn_blocking(move || {
         let digest = ring::digest::digest(&ring::digest::SHA256, &content);
         let mut sha256 = [0; 32];

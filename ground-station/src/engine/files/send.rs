@@ -42,7 +42,7 @@ pub(in crate::engine) const CONCURRENT_TRANSFERS_MAX: usize = 32;
 /// Chunks that are read ahead of the link.
 const READ_AHEAD_CHUNKS: usize = 4;
 /// How long a session waits for the outcome of a transfer; a caller gives up earlier, when there is no progress.
-pub(in crate::engine) const TRANSFER_TIME_MAX: Duration = Duration::from_secs(24 * 3_600);
+pub(super) const TRANSFER_TIME_MAX: Duration = Duration::from_secs(24 * 3_600);
 /// How long to try to notify a node of an aborted transfer: as long as the node itself waits for chunks.
 const ABORT_SEND_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a bridged device may take for one file.
@@ -98,7 +98,7 @@ pub(in crate::engine) fn history_record(
 }
 
 /// Arguments from which a retry is made; `null` if a path is not Unicode: then there is no retry.
-pub(in crate::engine) fn history_arguments(what: &impl Serialize) -> String {
+pub(super) fn history_arguments(what: &impl Serialize) -> String {
     serde_json::to_string(what).unwrap_or_else(|_no_text| "null".to_owned())
 }
 
@@ -504,7 +504,7 @@ fn stalled_reply(stall_timeout: Duration) -> Reply {
 }
 
 /// Notifies the node of an aborted transfer when it is dropped: the node then removes a partial file, or stops sending.
-pub(in crate::engine) struct TransferAbortGuard {
+pub(super) struct TransferAbortGuard {
     /// The node's bulk link; taken out when the transfer is complete.
     pub(in crate::engine) link: Option<PeerLink>,
     /// The transfer.

@@ -72,7 +72,7 @@ impl NodeRegistry {
     }
 
     /// The terms of a selector that match no node and no device, exclusions with their `!`.
-    pub(in crate::engine) fn unmatched_terms(&self, selector: &Selector) -> Vec<String> {
+    pub(super) fn unmatched_terms(&self, selector: &Selector) -> Vec<String> {
         let is_unmatched = |term: &Selector| !self.any_matches(term);
         let terms = selector.terms().filter(is_unmatched);
         let exclusions = selector.exclusions().filter(is_unmatched);
