@@ -89,10 +89,10 @@ struct DurableFleet {
     dir: tempfile::TempDir,
 }
 
-/// What the first node was at, so far.
+/// Bytes and flushes that were written so far.
 struct WriteCounters {
     journal: JournalView,
-    /// As the kernel counts: whole pages, and what the file system adds is not in it.
+    /// As the kernel counts: whole pages, without what the file system adds.
     node_bytes: u64,
     station_bytes: u64,
 }
@@ -170,7 +170,7 @@ impl DurableFleet {
         Ok(())
     }
 
-    /// How long each took, in milliseconds.
+    /// The time of each command, in milliseconds.
     async fn run_commands(&self, load: Load) -> anyhow::Result<Vec<f64>> {
         let (begun, nodes) = (Arc::new(AtomicUsize::new(0)), self.nodes.len());
         let mut at_work = JoinSet::new();
@@ -228,7 +228,7 @@ async fn run_command(fleet: &Fleet, nodes: usize) -> anyhow::Result<f64> {
     Ok(clock::since(started).as_secs_f64() * 1_000.0)
 }
 
-/// What a process has had written to disks so far, in bytes.
+/// Bytes that a process has had written to disks so far.
 fn bytes_written_by(process: &str) -> anyhow::Result<u64> {
     let path = format!("/proc/{process}/io");
     let text = std::fs::read_to_string(&path).with_context(|| path.clone())?;

@@ -25,7 +25,7 @@ use tokio::time::{sleep, timeout};
 use super::node_host::NodeHosts;
 use super::{Samples, SeededFleet, Table, bare_tcp, cpu_time};
 
-/// How long anything may take before the measurement is given up.
+/// How long one step may take; then the measurement fails.
 const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// Quiet time after linking, so that rosters and self-checks are over.
 const SETTLE: Duration = Duration::from_secs(2);
@@ -45,7 +45,7 @@ const REPLY_BATCH_MAX: usize = 1_024;
 pub async fn links(sizes: &[u32], runs: usize, processes: u32) -> anyhow::Result<()> {
     let mut table = Table::new();
     for nodes in sizes {
-        let mut station = Station::start(*nodes, processes).await?;
+        let mut station = LinkedStation::start(*nodes, processes).await?;
         let (mut latency, mut cpu, mut hosts_cpu) =
             (Samples::default(), Samples::default(), Samples::default());
         for run in 0..=runs {
@@ -96,7 +96,7 @@ async fn add_baseline(
 /// # Errors
 /// As [`links`].
 pub async fn pipelined(nodes: u32, runs: usize, processes: u32, commands: usize) -> anyhow::Result<()> {
-    let mut station = Station::start(nodes, processes).await?;
+    let mut station = LinkedStation::start(nodes, processes).await?;
     let nodes = nodes as usize;
     let (mut rate, mut cpu, mut hosts_cpu) = (Samples::default(), Samples::default(), Samples::default());
     for run in 0..=runs {
@@ -134,7 +134,7 @@ pub async fn pipelined(nodes: u32, runs: usize, processes: u32, commands: usize)
 }
 
 /// A station's endpoint with all its nodes linked.
-struct Station {
+struct LinkedStation {
     links: Vec<PeerLink>,
     replies: mpsc::Receiver<CompletedRequest>,
     reply_to: ReplyTo,
@@ -142,7 +142,7 @@ struct Station {
     hosts: NodeHosts,
 }
 
-impl Station {
+impl LinkedStation {
     async fn start(nodes: u32, processes: u32) -> anyhow::Result<Self> {
         let mut members = SeededFleet::from_seed(random::bytes()?)?;
         let mut station = members.station(([127, 0, 0, 1], 0).into())?;
@@ -286,26 +286,24 @@ pub(super) fn ping_request() -> ActRequest {
     }
 }
 
-/// Reads the events of a request to the end; returns how many deliveries ended `done`.
+/// Carries out a request; returns how many deliveries ended `done`.
 pub(super) async fn count_done(fleet: &Fleet, request: impl Into<Request>) -> anyhow::Result<usize> {
-    let mut events = fleet.perform(request).await;
-    let mut done = 0;
-    while let Some(event) = events.next().await? {
-        if let Event::Delivery(delivery) = event {
-            done += usize::from(delivery.state == Outcome::Done);
-        }
-    }
-    Ok(done)
+    let deliveries = fleet.perform(request).await.deliveries().await?;
+    let done = deliveries
+        .iter()
+        .filter(|delivery| delivery.state == Outcome::Done);
+    Ok(done.count())
 }
 
-/// How many nodes are online, a moment from now.
+/// The number of nodes that are online after a short pause.
 pub(super) async fn count_online(fleet: &Fleet) -> anyhow::Result<usize> {
     sleep(PAUSE).await;
-    let request = NodesRequest::List {
-        selector: Selector::all(),
-        timeout_ms: 0,
-    };
-    let mut events = fleet.perform(request).await;
+    let mut events = fleet
+        .perform(NodesRequest::List {
+            selector: Selector::all(),
+            timeout_ms: 0,
+        })
+        .await;
     let mut online = 0;
     while let Some(event) = events.recv().await {
         if let Event::Node(view) = event {

@@ -31,10 +31,10 @@ const LOAD_WARM_UP: Duration = Duration::from_secs(3);
 /// Pause between two commands.
 const PAUSE: Duration = Duration::from_millis(40);
 
-/// What is measured.
+/// The measurement.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// Which gateways, separated by commas.
+    /// Gateways, separated by commas.
     #[arg(
         long,
         value_delimiter = ',',

@@ -1,4 +1,4 @@
-//! A real station process and real node processes, asked over the station's control socket.
+//! A station process and node processes. Requests go over the station's control socket.
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
@@ -18,7 +18,7 @@ use super::fanout::count_done;
 use crate::binaries;
 use crate::process::Process;
 
-/// How long anything may take before the measurement is given up.
+/// How long one step may take; then the measurement fails.
 pub const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_millis(2);
 const CODE_VALID: Duration = Duration::from_secs(900);
@@ -26,9 +26,9 @@ const CODE_VALID: Duration = Duration::from_secs(900);
 /// A running `ground-station serve` with its fleet.
 #[derive(Debug)]
 pub struct RealStation {
-    /// Where it listens.
+    /// Its listen address.
     pub addr: SocketAddr,
-    /// To ask it.
+    /// Sends it requests.
     pub fleet: Fleet,
     /// State directories and logs of everything.
     pub dir: TempDir,
@@ -37,18 +37,18 @@ pub struct RealStation {
 }
 
 impl RealStation {
-    /// Starts it, and makes its fleet.
+    /// Starts the station and creates its fleet.
     ///
     /// # Errors
-    /// If it does not come up.
+    /// If the station does not answer in time.
     pub async fn start() -> anyhow::Result<Self> {
         Self::start_with("").await
     }
 
-    /// The same with this configuration.
+    /// As [`Self::start`], with this configuration.
     ///
     /// # Errors
-    /// If it does not come up.
+    /// If the station does not answer in time.
     pub async fn start_with(config: &str) -> anyhow::Result<Self> {
         // Free now; nothing else on this machine takes ports at random while it is measured.
         let addr = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
@@ -70,11 +70,11 @@ impl RealStation {
         };
         timeout(TEST_TIMEOUT, made)
             .await
-            .context("the station does not come up")?;
+            .context("the station does not answer")?;
         Ok(station)
     }
 
-    /// Starts its process, after [`Self::kill`] anew.
+    /// Starts its process; also after [`Self::kill`].
     pub fn spawn(&mut self) {
         self.starts += 1;
         let mut command = Command::new(&binaries().station);
@@ -100,7 +100,7 @@ impl RealStation {
     /// Starts a real node that joins this fleet, and waits until it is online.
     ///
     /// # Errors
-    /// If it does not join.
+    /// If the node is not online in time.
     pub async fn node(&self, name: &str, config: &str) -> anyhow::Result<Process> {
         let process = spawn_node(&self.fleet, self.dir.path(), name, config).await?;
         let mut watched = self.watch().await;
@@ -108,7 +108,7 @@ impl RealStation {
         Ok(process)
     }
 
-    /// What becomes of all nodes from now on, after what they are now. Empty at once if the station is not up.
+    /// The present views of all nodes, then each change. Ends at once if the station does not run.
     pub async fn watch(&self) -> EventStream {
         let selector = Selector::all();
         self.fleet.perform(NodesRequest::Watch { selector }).await
@@ -118,7 +118,7 @@ impl RealStation {
 /// Starts a real node that joins this fleet, with its state in `dir/NAME`.
 ///
 /// # Errors
-/// If there is no code for it.
+/// If the station issues no invitation code.
 pub async fn spawn_node(fleet: &Fleet, dir: &Path, name: &str, config: &str) -> anyhow::Result<Process> {
     let code = invite(fleet).await?;
     let state_dir = dir.join(name);
@@ -140,10 +140,10 @@ async fn invite(fleet: &Fleet) -> anyhow::Result<String> {
             return Ok(view.code);
         }
     }
-    anyhow::bail!("no code")
+    anyhow::bail!("the station issued no invitation code")
 }
 
-/// A node's process that joins with a code; afterwards the code is of no account.
+/// The command that starts a node. The node ignores the code once it is a member.
 pub fn node_command(dir: &Path, config: &Path, code: &str) -> Command {
     let mut command = Command::new(&binaries().node);
     command
@@ -157,10 +157,10 @@ pub fn node_command(dir: &Path, config: &Path, code: &str) -> Command {
     command
 }
 
-/// Waits until a node is in a state.
+/// Waits until a node is in this state.
 ///
 /// # Errors
-/// If it takes too long, or the station goes away.
+/// If the time-out passes, or the station ends.
 pub async fn wait_state(events: &mut EventStream, state: NodeState) -> anyhow::Result<NodeView> {
     let waited = async {
         while let Some(event) = events.recv().await {
@@ -175,5 +175,5 @@ pub async fn wait_state(events: &mut EventStream, state: NodeState) -> anyhow::R
     let found = timeout(TEST_TIMEOUT, waited).await;
     found
         .with_context(|| format!("no node is {}", state.as_str()))?
-        .context("the station went away")
+        .context("the station ended")
 }

@@ -153,7 +153,7 @@ pub async fn node(runs: usize, dir: &Path) -> anyhow::Result<()> {
         let mut opened = Samples::default();
         let mut records = 0;
         for _ in 0..runs {
-            // As it was: opening ends with a snapshot.
+            // Restored, since opening writes a snapshot.
             std::fs::write(dir.path().join(JOURNAL_FILE), &full)?;
             std::fs::File::open(dir.path().join(JOURNAL_FILE))?.sync_all()?;
             let started = clock::now();
@@ -179,7 +179,7 @@ pub async fn node(runs: usize, dir: &Path) -> anyhow::Result<()> {
     Ok(table.print()?)
 }
 
-/// What the file of a journal holds just before it is written anew, all of whose windows are full.
+/// The content of a journal file whose windows are full, just before its next snapshot.
 fn full_journal(dir: &Path, issuers: u8) -> anyhow::Result<Vec<u8>> {
     let path = dir.join(JOURNAL_FILE);
     let (mut journal, _) = JournalFile::open(StdDisk::new(dir));
@@ -198,7 +198,7 @@ fn full_journal(dir: &Path, issuers: u8) -> anyhow::Result<Vec<u8>> {
             return Ok(before);
         }
     }
-    anyhow::bail!("it is never written anew")
+    anyhow::bail!("the journal makes no snapshot")
 }
 
 /// Begun and ended, with an answer of usual length.

@@ -1,4 +1,4 @@
-//! What a command waits for on a narrow link that a file keeps busy.
+//! The delay of commands on a narrow link that a file keeps busy.
 
 use std::time::{Duration, Instant};
 
@@ -31,7 +31,7 @@ const SETTLE: Duration = Duration::from_secs(3);
 const TTL_MS: u64 = 3_600_000;
 const MIB: f64 = 1024.0 * 1024.0;
 
-/// Which way the file goes.
+/// The direction of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Direction {
     /// From the station to the node.
@@ -106,7 +106,7 @@ pub async fn run(
         let took = round_trip(&fleet).await?;
         ensure!(
             file.update(&mut moving).await?,
-            "the file was through too soon: take a larger one"
+            "the transfer ended too soon: use a larger file"
         );
         let samples = if clock::since(began) < SETTLE {
             &mut first
@@ -123,7 +123,7 @@ pub async fn run(
         let times = stop_and_release(&fleet).await?;
         ensure!(
             file.update(&mut moving).await?,
-            "the file was through too soon: take a larger one"
+            "the transfer ended too soon: use a larger file"
         );
         stopped.add(times[0]);
         latched.add(times[1]);
@@ -161,7 +161,7 @@ async fn stop_and_release(fleet: &Fleet) -> anyhow::Result<[f64; 2]> {
             anyhow::bail!(message);
         }
     }
-    let latched = latched.context("the node does not say that it is stopped")?;
+    let latched = latched.context("the node did not confirm the stop")?;
     ensure!(
         count_done(fleet, release_request()).await? == 1,
         "the node is not released"
@@ -169,7 +169,7 @@ async fn stop_and_release(fleet: &Fleet) -> anyhow::Result<[f64; 2]> {
     Ok([stopped.unwrap_or(latched), latched])
 }
 
-/// How far the file is.
+/// Progress of the file.
 #[derive(Default)]
 struct TransferProgress {
     /// The first report, which is the point from which its speed is counted, and the last.
@@ -177,7 +177,7 @@ struct TransferProgress {
 }
 
 impl TransferProgress {
-    /// Reads what was reported; whether the file is still on its way.
+    /// Reads the reports that have come; returns whether the transfer goes on.
     async fn update(&mut self, events: &mut EventStream) -> anyhow::Result<bool> {
         while !events.is_empty() {
             match events.next().await? {

@@ -28,7 +28,7 @@ pub struct SeededFleet {
 pub struct RunningMember {
     /// To send with.
     pub endpoint: Endpoint,
-    /// What happens.
+    /// Its events.
     pub events: Events,
 }
 

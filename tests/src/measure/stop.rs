@@ -1,5 +1,5 @@
 //! An emergency stop of many nodes, until each node's report is at the station: the station's whole engine, its store
-//! and its datagrams; nodes as [`super::stop_host`] says.
+//! and its datagrams, with the nodes of [`super::stop_host`].
 
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use anyhow::{Context as _, ensure};
 use clap::Args;
 use ground_station::config::Config;
 use ground_station::engine::{Engine, Mode, Settings};
-use swarm_shared::api::{ActRequest, Event, FleetRequest};
+use swarm_shared::api::{ActRequest, FleetRequest};
 use swarm_shared::client::Fleet;
 use swarm_shared::net::identity::{self, KeyFile};
 use swarm_shared::proto::outcome::Outcome;
@@ -30,24 +30,24 @@ const SETTLE: Duration = Duration::from_secs(2);
 /// Between a release and the next stop: longer than the burst of datagrams.
 const PAUSE: Duration = Duration::from_millis(400);
 
-/// What is stopped, and how it hears of it.
+/// The fleets that are stopped, and the ways of the orders.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// How many nodes, separated by commas.
+    /// Numbers of nodes, separated by commas.
     #[arg(long, value_delimiter = ',', default_value = "1,100,1000")]
     nodes: Vec<u32>,
     #[arg(long, default_value_t = 10)]
     runs: usize,
-    /// In how many processes the nodes are.
+    /// Number of processes that the nodes share.
     #[arg(long, default_value_t = 2)]
     processes: u32,
-    /// How many of a hundred datagrams are lost.
+    /// Percentage of datagrams that are lost.
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=100))]
     drop: u8,
-    /// Nodes do not hear orders over their links, which carry reports and releases only.
+    /// Orders go by datagram only; links carry reports and releases.
     #[arg(long)]
     datagrams_only: bool,
-    /// Where the nodes' journals and the station's store are.
+    /// Directory of the nodes' journals and the station's store.
     #[arg(long, default_value = "/var/tmp")]
     dir: PathBuf,
 }
@@ -165,20 +165,18 @@ pub(super) fn release_request() -> ActRequest {
 }
 
 async fn stop_all(fleet: &Fleet, nodes: u32, times: &mut StopTimes) -> anyhow::Result<()> {
-    let mut events = fleet.perform(stop_request()).await;
+    let events = fleet.perform(stop_request()).await;
     let (mut count, mut last_stopped, mut last_latched) = (0, 0.0_f64, 0.0_f64);
-    while let Some(event) = events.next().await? {
-        if let Event::Delivery(delivery) = event {
-            ensure!(delivery.state == Outcome::Done, "not stopped: {delivery:?}");
-            let value = delivery.value.as_ref();
-            let stopped = value.and_then(|value| value.get("acknowledged_ms")?.as_f64());
-            let stopped = stopped.context("it is not said when it stopped")?;
-            times.stopped.add(stopped);
-            times.latched.add(delivery.ms);
-            last_stopped = last_stopped.max(stopped);
-            last_latched = last_latched.max(delivery.ms);
-            count += 1;
-        }
+    for delivery in events.deliveries().await? {
+        ensure!(delivery.state == Outcome::Done, "not stopped: {delivery:?}");
+        let value = delivery.value.as_ref();
+        let stopped = value.and_then(|value| value.get("acknowledged_ms")?.as_f64());
+        let stopped = stopped.context("the delivery has no acknowledged_ms")?;
+        times.stopped.add(stopped);
+        times.latched.add(delivery.ms);
+        last_stopped = last_stopped.max(stopped);
+        last_latched = last_latched.max(delivery.ms);
+        count += 1;
     }
     ensure!(count == nodes, "{count} of {nodes} nodes are stopped");
     times.last_stopped.add(last_stopped);

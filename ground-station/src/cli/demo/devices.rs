@@ -1,4 +1,4 @@
-//! The demo's devices: `swarm-node` processes with throw-away state, killed when dropped.
+//! The demo's devices: `swarm-node` processes with temporary state. Dropping them kills them.
 
 use std::fmt::Write as _;
 use std::fs::File;
@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use bytes::Bytes;
 use ring::digest;
 use swarm_shared::net::random;
 use tokio::process::{Child, Command};
@@ -59,7 +58,7 @@ impl Devices {
         Ok(devices)
     }
 
-    /// Starts a device's process, after the old one has ended.
+    /// Starts a device's process; kills the old one first.
     pub(super) async fn restart(&mut self, name: &str) -> io::Result<()> {
         let program = self.program.clone();
         let device = self.find(name)?;
@@ -90,7 +89,7 @@ impl Devices {
     pub(super) fn kill(&mut self, name: &str) -> io::Result<()> {
         match &mut self.find(name)?.process {
             Some(process) => process.start_kill(),
-            None => Err(io::Error::other("it does not run")),
+            None => Err(io::Error::other("the process is not running")),
         }
     }
 
@@ -120,7 +119,7 @@ impl Devices {
             if let Some(id) = id
                 && let Err(error) = rustix::process::kill_process(id, rustix::process::Signal::TERM)
             {
-                tracing::debug!(device = device.name, %error, "already gone");
+                tracing::debug!(device = device.name, %error, "Device not signalled: its process has ended");
             }
         }
         for device in &mut self.devices {
@@ -128,12 +127,12 @@ impl Devices {
                 && timeout(SHUTDOWN_TIMEOUT, process.wait()).await.is_err()
                 && let Err(error) = process.kill().await
             {
-                tracing::warn!(device = device.name, %error, "it does not end");
+                tracing::warn!(device = device.name, %error, "Device not killed");
             }
         }
     }
 
-    /// The end of every log.
+    /// The last lines of every log.
     pub(super) fn log_tails(&self) -> String {
         let mut text = String::new();
         for device in &self.devices {
@@ -202,15 +201,15 @@ pub(super) fn make_file(path: &Path, bytes: usize) -> io::Result<[u8; 32]> {
     }
     content.truncate(bytes);
     std::fs::write(path, &content)?;
-    Ok(sha256(&Bytes::from(content)))
+    Ok(sha256(&content))
 }
 
 /// The SHA-256 of a file.
 pub(super) fn sha256_of(path: &Path) -> io::Result<[u8; 32]> {
-    Ok(sha256(&Bytes::from(std::fs::read(path)?)))
+    Ok(sha256(&std::fs::read(path)?))
 }
 
-fn sha256(content: &Bytes) -> [u8; 32] {
+fn sha256(content: &[u8]) -> [u8; 32] {
     let mut sha256 = [0; 32];
     sha256.copy_from_slice(digest::digest(&digest::SHA256, content).as_ref());
     sha256

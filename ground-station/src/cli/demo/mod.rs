@@ -10,18 +10,20 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Map, Value, json};
+use swarm_shared::api::{Delivery, Event, FleetRequest, NodeState};
+use swarm_shared::client::{EventStream, RequestError, Station};
 use swarm_shared::net::{clock, random};
 use swarm_shared::proto::hex;
+use swarm_shared::proto::id::NodeName;
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::outcome::Outcome;
-use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::trust::Role;
-use swarm_shared::proto::wire::Lane;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::screen::{CliError, Screen};
+use super::screen::{CliError, EXIT_INTERRUPTED, Screen};
 use crate::config::Config;
 use crate::control::server::ControlServer;
 use crate::duration::to_ms;
@@ -31,16 +33,14 @@ use crate::view::deliveries::DeliveryReport;
 use crate::view::nodes::NodeTable;
 use crate::view::{Paint, format_ms};
 use devices::Devices;
-use swarm_shared::api::{
-    ActRequest, Event, FileToSend, FilesToSend, FleetRequest, NodeState, NodesRequest, Request,
-};
-use swarm_shared::client::{EventStream, Fleet};
 
 /// The longest that any step may take.
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
+/// Validity of the invitation that the nodes join with.
+const CODE_VALID_FOR: Duration = Duration::from_secs(600);
 /// Size of the demo's file, in bytes.
 const FILE_BYTES: usize = 8 * 1024 * 1024;
-/// Time to live of the command for the lost node.
+/// Time to live of the command for the node that is away.
 const LOST_NODE_TTL: Duration = Duration::from_secs(30);
 /// The demo's file on the nodes: ROOT/PATH.
 const FILE_DEST: &str = "shows/take1.bin";
@@ -66,8 +66,8 @@ pub(super) async fn run(args: Args, screen: &mut Screen) -> Result<u8, CliError>
     };
     let (mut demo, played) = tokio::select! {
         begun = begun => begun?,
-        // Devices are killed, and the directory is removed, when all this is dropped.
-        interrupted = wait_for_interrupt() => return interrupted.map(|()| super::screen::EXIT_INTERRUPTED),
+        // Dropping the demo kills the devices and removes the directory.
+        interrupted = wait_for_interrupt() => return interrupted.map(|()| EXIT_INTERRUPTED),
     };
     if played.is_ok() {
         demo.print(&format!("\nall of it in {}", format_ms(elapsed_ms(started))))?;
@@ -126,10 +126,9 @@ struct Demo<'a> {
     dir: &'a Path,
     screen: &'a mut Screen,
     engine: Engine,
-    fleet: Fleet,
+    station: Station,
     devices: Devices,
-    control_server: Option<(CancellationToken, tokio::task::JoinHandle<()>)>,
-    /// Events of nodes.
+    control_server: (CancellationToken, JoinHandle<()>),
     node_events: EventStream,
     nodes: NodeTable,
     _lock: StateLock,
@@ -142,8 +141,7 @@ impl<'a> Demo<'a> {
         let begun = clock::now();
         let state_dir = dir.join("station");
         let lock = StateLock::try_acquire(&state_dir, "ground-station demo")?;
-        let ping_port =
-            devices::free_udp_port().map_err(|error| CliError::failed(format!("demo: {error}")))?;
+        let ping_port = devices::free_udp_port().map_err(|error| step_error("find a free port", error))?;
         let mut config = Config::for_host("demo-station");
         config.listen = ([127, 0, 0, 1], 0).into();
         config.ping_port = ping_port;
@@ -156,31 +154,30 @@ impl<'a> Demo<'a> {
             bridges_devices: false,
         })
         .await?;
-        let fleet = engine.fleet();
         let shutdown = CancellationToken::new();
-        let serving = Some((
-            shutdown.clone(),
-            tokio::spawn(server.serve(fleet.clone(), shutdown)),
-        ));
-        let code = invite(&fleet, count).await?;
+        let serving = tokio::spawn(server.serve(engine.fleet(), shutdown.clone()));
+        let station = Station::from(engine.fleet())
+            .with_ttl(STEP_TIMEOUT)
+            .with_timeout(STEP_TIMEOUT);
+        let code = invite(&station, count)
+            .await
+            .map_err(|error| step_error("make a code", error))?;
         let devices = Devices::start(dir, count, ping_port, &code)
             .await
-            .map_err(|error| CliError::failed(format!("demo: {error}")))?;
-        let watch = fleet
-            .perform(NodesRequest::Watch {
-                selector: Selector::all(),
-            })
-            .await;
-        let nodes = NodeTable::default();
+            .map_err(|error| step_error("start the nodes", error))?;
+        let node_events = station
+            .watch("all")
+            .await
+            .map_err(|error| step_error("watch", error))?;
         let mut demo = Self {
             dir,
             screen,
             engine,
-            fleet,
+            station,
             devices,
-            control_server: serving,
-            node_events: watch,
-            nodes,
+            control_server: (shutdown, serving),
+            node_events,
+            nodes: NodeTable::default(),
             _lock: lock,
         };
         let listens = demo.engine.listen_addr();
@@ -194,11 +191,10 @@ impl<'a> Demo<'a> {
     /// Ends the station and the nodes.
     async fn shut_down(mut self) {
         self.devices.shut_down().await;
-        if let Some((shutdown, serving)) = self.control_server.take() {
-            shutdown.cancel();
-            if let Err(error) = serving.await {
-                tracing::warn!(%error, "control socket");
-            }
+        let (shutdown, serving) = self.control_server;
+        shutdown.cancel();
+        if let Err(error) = serving.await {
+            tracing::warn!(%error, "Control socket failed");
         }
         self.engine.shut_down().await;
     }
@@ -223,16 +219,10 @@ impl<'a> Demo<'a> {
         })
         .await?;
         self.print_step(&format!("found and linked all {}", wanted.len()), begun)?;
-        let request = NodesRequest::List {
-            selector: Selector::all(),
-            timeout_ms: to_ms(STEP_TIMEOUT),
-        };
-        let mut events = self.fleet.perform(request).await;
+        let nodes = self.station.nodes("all").await;
         let mut table = NodeTable::default();
-        while let Some(event) = events.recv().await {
-            if let Event::Node(view) = event {
-                table.update(&view, self.screen.style);
-            }
+        for view in nodes.map_err(|error| step_error("list the nodes", error))? {
+            table.update(&view, self.screen.style);
         }
         let lines = table.table(|_id| 0, self.screen.style);
         self.print(&indent(&lines.join("\n")))
@@ -240,49 +230,37 @@ impl<'a> Demo<'a> {
 
     async fn ping_all(&mut self) -> Result<(), CliError> {
         let begun = clock::now();
-        let request = command_request(Selector::all(), "ping", json!({}), STEP_TIMEOUT);
-        let report = self.run_request("ping all", request).await?;
+        let pinged = self.station.call("all", "ping", Arguments::default()).await;
+        let report = self.require_success("ping all", pinged)?;
         self.print_step("pinged all", begun)?;
-        self.print(&indent(&report.groups(self.screen.style)))
+        self.print_groups(&report)
     }
 
     async fn call_action(&mut self) -> Result<(), CliError> {
         let begun = clock::now();
-        let request = led_request(parse_selector("tag:row=1")?, "#00ff88", STEP_TIMEOUT);
-        let report = self.run_request("run an action", request).await?;
+        let lit = self.station.call("tag:row=1", "led", color("#00ff88")).await;
+        let report = self.require_success("run an action", lit)?;
         self.print_step(
             "ran an action that its nodes define, `led color=#00ff88`, on tag:row=1",
             begun,
         )?;
-        self.print(&indent(&report.groups(self.screen.style)))
+        self.print_groups(&report)
     }
 
     async fn send_file(&mut self) -> Result<(), CliError> {
-        let failed = |why: String| CliError::failed(format!("demo: send a file: {why}"));
+        const STEP: &str = "send a file";
         let source = self.dir.join("take1.bin");
         let (path, begun) = (source.clone(), clock::now());
-        let sha256 = tokio::task::spawn_blocking(move || devices::make_file(&path, FILE_BYTES))
-            .await
-            .map_err(|error| failed(error.to_string()))?
-            .map_err(|error| failed(error.to_string()))?;
-        let request = ActRequest::SendFiles {
-            selector: Selector::all(),
-            files: FilesToSend::Same {
-                files: vec![FileToSend {
-                    source,
-                    dest: FILE_DEST.to_owned(),
-                }],
-            },
-            ttl_ms: to_ms(STEP_TIMEOUT),
-            timeout_ms: to_ms(STEP_TIMEOUT),
+        let sha256 = in_background(STEP, move || devices::make_file(&path, FILE_BYTES)).await?;
+        let sent = match self.station.send_file(source, "all", FILE_DEST).await {
+            Ok(events) => events.deliveries().await,
+            Err(error) => Err(error),
         };
-        self.run_request("send a file", request).await?;
+        self.require_success(STEP, sent)?;
         for name in self.devices.names() {
             let copy = self.devices.files_root(&name).join("take1.bin");
-            let found = tokio::task::spawn_blocking(move || devices::sha256_of(&copy));
-            let found = found.await.map_err(|error| failed(error.to_string()))?;
-            if found.map_err(|error| failed(error.to_string()))? != sha256 {
-                return Err(failed(format!("the copy on {name} is another file")));
+            if in_background(STEP, move || devices::sha256_of(&copy)).await? != sha256 {
+                return Err(step_error(STEP, format!("the copy on {name} is another file")));
             }
         }
         self.print_step(
@@ -294,126 +272,122 @@ impl<'a> Demo<'a> {
 
     async fn restart_node(&mut self) -> Result<(), CliError> {
         let names = self.devices.names();
-        let Some(lost) = names.last().cloned() else {
+        let Some(lost) = names.last() else {
             return Ok(());
         };
         let begun = clock::now();
         self.devices
-            .kill(&lost)
-            .map_err(|error| CliError::failed(format!("demo: kill {lost}: {error}")))?;
+            .kill(lost)
+            .map_err(|error| step_error(&format!("kill {lost}"), error))?;
         self.wait_until(&format!("see {lost} offline"), |views| {
-            views.state(&lost) == Some(NodeState::Offline)
+            views.state(lost) == Some(NodeState::Offline)
         })
         .await?;
         self.print_step(&format!("killed {lost} (SIGKILL) and saw it offline"), begun)?;
 
-        let waiting = self.queue_command(&lost).await?;
         let begun = clock::now();
-        let restarted = self.devices.restart(&lost).await;
-        restarted.map_err(|error| CliError::failed(format!("demo: restart {lost}: {error}")))?;
-        self.wait_until(&format!("see {lost} again"), |views| {
-            views.state(&lost) == Some(NodeState::Online)
-        })
-        .await?;
-        self.print_step(&format!("started {lost} again, and saw it linked"), begun)?;
-        let report = collect(waiting).await;
-        self.require_success("deliver the queued command", &report)?;
+        let station = self.station.clone().with_ttl(LOST_NODE_TTL);
+        // Polled first, so that the command is queued before the node is back.
+        let queued = station.call(lost, "led", color("#ff0000"));
+        let (delivered, restarted) = tokio::join!(queued, self.start_again(lost, begun));
+        restarted?;
+        let report = self.require_success("deliver the queued command", delivered)?;
         self.print_step(
             "delivered the command that had waited for it, `led color=#ff0000`",
             begun,
         )?;
-        self.print(&indent(&report.groups(self.screen.style)))
+        self.print_groups(&report)
+    }
+
+    async fn start_again(&mut self, name: &str, begun: Instant) -> Result<(), CliError> {
+        let restarted = self.devices.restart(name).await;
+        restarted.map_err(|error| step_error(&format!("restart {name}"), error))?;
+        self.wait_until(&format!("see {name} again"), |views| {
+            views.state(name) == Some(NodeState::Online)
+        })
+        .await?;
+        self.print_step(&format!("started {name} again, and saw it linked"), begun)
     }
 
     async fn stop_all(&mut self) -> Result<(), CliError> {
         let begun = clock::now();
-        let request = ActRequest::Stop {
-            selector: Selector::all(),
-            timeout_ms: Some(to_ms(STEP_TIMEOUT)),
-        };
-        let mut events = self.fleet.perform(request).await;
-        let (mut report, mut answers, mut last) = (DeliveryReport::default(), Vec::new(), 0.0_f64);
-        while let Some(event) = events.recv().await {
-            report.on_event(&event);
-            if let Event::Acknowledged { node, ms } = &event {
-                last = last.max(*ms);
-                answers.push(format!("{} {}", node.node, format_ms(*ms)));
-            }
-        }
-        self.require_success("stop all", &report)?;
+        let stopped = self.station.stop("all").await;
+        let times = acknowledgements(stopped.as_deref().unwrap_or_default());
+        let report = self.require_success("stop all", stopped)?;
         let all = report.counts().1;
         // The request itself takes longer, since five rounds of datagrams go out in any case.
-        let last = format_ms(last);
+        let last = format_ms(times.iter().map(|(_, ms)| *ms).fold(0.0, f64::max));
         let what = format!("EMERGENCY STOP of all {all}, acknowledged within {last}; each put its LED out");
         self.print_step(&what, begun)?;
-        self.print(&format!("  {}", answers.join(", ")))?;
+        let times = times
+            .iter()
+            .map(|(node, ms)| format!("{node} {}", format_ms(*ms)));
+        self.print(&format!("  {}", times.collect::<Vec<_>>().join(", ")))?;
 
         let begun = clock::now();
-        let request = led_request(Selector::all(), "#00ff88", STEP_TIMEOUT);
-        let report = collect(self.fleet.perform(request).await).await;
+        let refused = self.station.call("all", "led", color("#00ff88")).await;
+        let report = self.report("act while stopped", refused)?;
         if !report.all_ended_as(Outcome::Refused) {
-            return Err(self.step_error("act while stopped", &report));
+            return Err(self.outcome_error("act while stopped", &report));
         }
         self.print_step("asked all for `led color=#00ff88`: refused while stopped", begun)
     }
 
     async fn release_all(&mut self) -> Result<(), CliError> {
         let begun = clock::now();
-        let request = ActRequest::Release {
-            selector: Selector::all(),
-            timeout_ms: to_ms(STEP_TIMEOUT),
-        };
-        self.run_request("release all", request).await?;
-        let request = led_request(Selector::all(), "#00ff88", STEP_TIMEOUT);
-        let report = self.run_request("act after the release", request).await?;
+        let released = self.station.release("all").await;
+        self.require_success("release all", released)?;
+        let lit = self.station.call("all", "led", color("#00ff88")).await;
+        let report = self.require_success("act after the release", lit)?;
         self.print_step("released all, and asked again", begun)?;
-        self.print(&indent(&report.groups(self.screen.style)))
+        self.print_groups(&report)
     }
 
-    /// Sends a command to an absent node, for which it is queued.
-    async fn queue_command(&mut self, name: &str) -> Result<EventStream, CliError> {
-        let request = led_request(parse_selector(name)?, "#ff0000", LOST_NODE_TTL);
-        Ok(self.fleet.perform(request).await)
-    }
-
-    /// Carries out a request; any outcome but `done` fails the step.
-    async fn run_request(
-        &mut self,
+    /// The report of a step; any outcome but `done` fails the step.
+    fn require_success(
+        &self,
         step: &str,
-        request: impl Into<Request>,
+        ended: Result<Vec<Delivery>, RequestError>,
     ) -> Result<DeliveryReport, CliError> {
-        let report = collect(self.fleet.perform(request).await).await;
-        self.require_success(step, &report)?;
+        let report = self.report(step, ended)?;
+        if report.all_ended_as(Outcome::Done) {
+            return Ok(report);
+        }
+        Err(self.outcome_error(step, &report))
+    }
+
+    fn report(
+        &self,
+        step: &str,
+        ended: Result<Vec<Delivery>, RequestError>,
+    ) -> Result<DeliveryReport, CliError> {
+        let deliveries = ended.map_err(|error| self.error_with_logs(step, &error.to_string()))?;
+        let mut report = DeliveryReport::default();
+        for delivery in deliveries {
+            report.on_event(&Event::Delivery(delivery));
+        }
         Ok(report)
     }
 
-    fn require_success(&self, step: &str, report: &DeliveryReport) -> Result<(), CliError> {
-        if report.exit_status() == 0 && report.counts().1 > 0 {
-            return Ok(());
-        }
-        Err(self.step_error(step, report))
+    fn outcome_error(&self, step: &str, report: &DeliveryReport) -> CliError {
+        self.error_with_logs(step, &format!("\n{}", report.groups(self.screen.style)))
     }
 
-    fn step_error(&self, step: &str, report: &DeliveryReport) -> CliError {
-        let groups = report.groups(self.screen.style);
-        CliError::failed(format!("demo: {step}:\n{groups}\n{}", self.devices.log_tails()))
+    fn error_with_logs(&self, step: &str, why: &str) -> CliError {
+        step_error(step, format!("{why}\n{}", self.devices.log_tails()))
     }
 
     /// Follows the events of nodes until a condition holds.
     async fn wait_until(&mut self, step: &str, wanted: impl Fn(&NodeTable) -> bool) -> Result<(), CliError> {
         let deadline = clock::now() + STEP_TIMEOUT;
         while !wanted(&self.nodes) {
-            match clock::timeout_at(deadline, self.node_events.recv()).await {
-                Ok(Some(Event::Node(view))) => drop(self.nodes.update(&view, self.screen.style)),
-                Ok(Some(_)) => {}
-                Ok(None) => return Err(CliError::failed(format!("demo: {step}: the station stopped"))),
-                Err(_elapsed) => {
-                    let waited = STEP_TIMEOUT.as_secs();
-                    return Err(CliError::failed(format!(
-                        "demo: {step}: not within {waited} s\n{}",
-                        self.devices.log_tails()
-                    )));
-                }
+            let Ok(event) = clock::timeout_at(deadline, self.node_events.next()).await else {
+                return Err(self.error_with_logs(step, &format!("not within {} s", STEP_TIMEOUT.as_secs())));
+            };
+            match event.map_err(|error| step_error(step, error))? {
+                Some(Event::Node(view)) => drop(self.nodes.update(&view, self.screen.style)),
+                Some(_) => {}
+                None => return Err(step_error(step, "the station stopped")),
             }
         }
         Ok(())
@@ -438,6 +412,11 @@ impl<'a> Demo<'a> {
         self.screen.print_result(text)
     }
 
+    fn print_groups(&mut self, report: &DeliveryReport) -> Result<(), CliError> {
+        let groups = report.groups(self.screen.style);
+        self.print(&indent(&groups))
+    }
+
     /// Keeps the fleet running until Ctrl-C.
     async fn keep_running(&mut self) -> Result<(), CliError> {
         let program = std::env::current_exe().unwrap_or_else(|_unknown| "ground-station".into());
@@ -451,58 +430,52 @@ impl<'a> Demo<'a> {
     }
 }
 
-async fn invite(fleet: &Fleet, uses: u16) -> Result<String, CliError> {
+/// The code of an invitation for so many nodes.
+async fn invite(station: &Station, uses: u16) -> Result<String, RequestError> {
     let request = FleetRequest::Invite {
         role: Role::Node,
         uses: u32::from(uses),
-        valid_for_ms: 600_000,
+        valid_for_ms: to_ms(CODE_VALID_FOR),
     };
-    let failed = |why: String| CliError::failed(format!("demo: make a code: {why}"));
-    let (mut events, mut code) = (fleet.perform(request).await, None);
-    while let Some(event) = events.next().await.map_err(|error| failed(error.to_string()))? {
+    let mut events = station.start(request).await;
+    while let Some(event) = events.next().await? {
         if let Event::Invitation(invitation) = event {
-            code = Some(invitation.code);
+            return Ok(invitation.code);
         }
     }
-    code.ok_or_else(|| failed("the station made none".to_owned()))
+    Err(RequestError::CutOff)
 }
 
-async fn collect(mut events: EventStream) -> DeliveryReport {
-    let mut report = DeliveryReport::default();
-    while let Some(event) = events.recv().await {
-        report.on_event(&event);
-    }
-    report
+/// The time from a stop until each node acknowledged it, in milliseconds.
+fn acknowledgements(deliveries: &[Delivery]) -> Vec<(NodeName, f64)> {
+    let time = |delivery: &Delivery| delivery.value.as_ref()?.get("acknowledged_ms")?.as_f64();
+    let times = deliveries.iter();
+    times
+        .filter_map(|delivery| Some((delivery.node.clone(), time(delivery)?)))
+        .collect()
 }
 
-/// The action that the demo's devices define.
-fn led_request(selector: Selector, color: &str, time_limit: Duration) -> ActRequest {
-    command_request(selector, "led", json!({ "color": color }), time_limit)
-}
-
-fn command_request(
-    selector: Selector,
-    action: &str,
-    kwargs: serde_json::Value,
-    time_limit: Duration,
-) -> ActRequest {
-    ActRequest::Command {
-        selector,
-        action: action.to_owned(),
-        arguments: Arguments {
-            args: Vec::new(),
-            kwargs: kwargs.as_object().cloned().unwrap_or_default(),
-        },
-        lane: Lane::Control,
-        ttl_ms: to_ms(time_limit),
-        ttl_given: false,
-        timeout_ms: to_ms(time_limit),
-        batch: None,
+/// The arguments of `led`, which the demo's devices define.
+fn color(color: &str) -> Arguments {
+    Arguments {
+        args: Vec::new(),
+        kwargs: Map::from_iter([("color".to_owned(), Value::from(color))]),
     }
 }
 
-fn parse_selector(text: &str) -> Result<Selector, CliError> {
-    Selector::parse(text).map_err(|error| CliError::usage(error.to_string()))
+/// Runs file operations on a thread of their own.
+async fn in_background<T: Send + 'static>(
+    step: &str,
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> Result<T, CliError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done.map_err(|error| step_error(step, error)),
+        Err(error) => Err(step_error(step, error)),
+    }
+}
+
+fn step_error(step: &str, why: impl std::fmt::Display) -> CliError {
+    CliError::failed(format!("demo: {step}: {why}"))
 }
 
 fn indent(text: &str) -> String {
