@@ -24,90 +24,111 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 use swarm_shared::config::{KeyError, Keys, value};
-use swarm_shared::proto::selector::{Glob, Selector};
+use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::trust::Role;
 
-/// Declares the configuration of a gateway: the keys that every gateway has, with the defaults of
-/// [`CommonOptions::at`] a port and perhaps another `idle`, and its own keys with their defaults.
+/// Calls a macro with the keys that every gateway has, followed by further input. Each key has a deserializer and a type;
+/// its default is in [`CommonOptions::at`].
+macro_rules! with_common_keys {
+    ($macro:ident $($input:tt)*) => {
+        $macro! {
+            {
+                /// Address that connections are accepted on.
+                listen: std::net::SocketAddr, "swarm_shared::config::value::address";
+                /// Actions that may be called, beside those that only read.
+                allow: Vec<swarm_shared::proto::selector::Glob>, "swarm_shared::config::value::globs";
+                /// The most that a client may do.
+                role: swarm_shared::proto::trust::Role, "swarm_shared::config::value::gateway_role";
+                /// The nodes, where the protocol names none.
+                target: swarm_shared::proto::selector::Selector, "crate::config::gateways::selector";
+                /// The token that a client has to show, where the protocol has room for it.
+                token: Option<crate::config::gateways::Secret>, "serde::Deserialize::deserialize";
+                /// Time to live of commands.
+                ttl: std::time::Duration, "swarm_shared::config::value::duration";
+                /// How long outcomes are waited for.
+                timeout: std::time::Duration, "swarm_shared::config::value::duration";
+                /// Most connections at once.
+                connections: usize, "swarm_shared::config::value::ranged::<_, _, 1, 65_536>";
+                /// Most connections at once from one address.
+                connections_per_address: usize, "swarm_shared::config::value::ranged::<_, _, 1, 65_536>";
+                /// Longest message, in bytes.
+                message_bytes: usize, "swarm_shared::config::value::ranged::<_, _, 256, 1_048_576>";
+                /// Messages a second from one address, on average.
+                rate: u32, "swarm_shared::config::value::ranged::<_, _, 1, 1_000_000>";
+                /// Silence after which a connection is closed.
+                idle: std::time::Duration, "swarm_shared::config::value::duration";
+            }
+            $($input)*
+        }
+    };
+}
+
+macro_rules! common_options {
+    ({ $($(#[$doc:meta])* $key:ident: $type:ty, $parse:literal;)* }) => {
+        /// The keys that every gateway has.
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub struct CommonOptions {
+            $($(#[$doc])* pub $key: $type,)*
+            /// Connections that the kernel holds until they are accepted.
+            pub backlog: u32,
+        }
+    };
+}
+
+with_common_keys! { common_options }
+
+/// Declares a gateway's configuration: its name, the defaults of its common keys, and its own keys with their defaults.
+///
+/// The derived reader works on `KeyTable`, where common keys and own keys stand side by side as in the file: a flattened
+/// struct would lose the lines of errors and the names of unknown keys.
 macro_rules! gateway_config {
-    ($(#[$doc:meta])* $name:ident at $port:expr $(, idle $idle:expr)?; $($(#[$attribute:meta])* $key:ident: $type:ty = $default:expr,)*) => {
+    ($(#[$doc:meta])* $config:ident $($rest:tt)*) => {
+        with_common_keys! { declare_gateway_config $(#[$doc])* $config $($rest)* }
+    };
+}
+
+macro_rules! declare_gateway_config {
+    (
+        { $($(#[$common_doc:meta])* $common:ident: $common_type:ty, $parse:literal;)* }
+        $(#[$doc:meta])* $config:ident $name:literal, common $defaults:expr;
+        $($(#[$attribute:meta])* $key:ident: $type:ty = $default:expr,)*
+    ) => {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize)]
         #[serde(from = "KeyTable")]
-        pub struct $name {
+        pub struct $config {
             /// The keys that every gateway has.
-            pub common: $crate::config::gateways::CommonOptions,
+            pub common: crate::config::gateways::CommonOptions,
             $($(#[$attribute])* pub $key: $type,)*
         }
 
         #[derive(serde::Deserialize)]
         #[serde(default, deny_unknown_fields)]
         struct KeyTable {
-            #[serde(deserialize_with = "swarm_shared::config::value::address")]
-            listen: std::net::SocketAddr,
-            #[serde(deserialize_with = "swarm_shared::config::value::globs")]
-            allow: Vec<swarm_shared::proto::selector::Glob>,
-            #[serde(deserialize_with = "swarm_shared::config::value::gateway_role")]
-            role: swarm_shared::proto::trust::Role,
-            #[serde(deserialize_with = "super::selector")]
-            target: swarm_shared::proto::selector::Selector,
-            token: Option<super::Secret>,
-            #[serde(deserialize_with = "swarm_shared::config::value::duration")]
-            ttl: std::time::Duration,
-            #[serde(deserialize_with = "swarm_shared::config::value::duration")]
-            timeout: std::time::Duration,
-            #[serde(deserialize_with = "swarm_shared::config::value::ranged::<_, _, 1, 65_536>")]
-            connections: usize,
-            #[serde(deserialize_with = "swarm_shared::config::value::ranged::<_, _, 1, 65_536>")]
-            connections_per_address: usize,
-            #[serde(deserialize_with = "swarm_shared::config::value::ranged::<_, _, 256, 1_048_576>")]
-            message_bytes: usize,
-            #[serde(deserialize_with = "swarm_shared::config::value::ranged::<_, _, 1, 1_000_000>")]
-            rate: u32,
-            #[serde(deserialize_with = "swarm_shared::config::value::duration")]
-            idle: std::time::Duration,
+            $(#[serde(deserialize_with = $parse)] $common: $common_type,)*
             $($(#[$attribute])* $key: $type,)*
         }
 
         impl Default for KeyTable {
             fn default() -> Self {
-                let common = $crate::config::gateways::CommonOptions::at($port);
-                let own_idle: Option<std::time::Duration> = None$(.or(Some($idle)))?;
-                Self {
-                    listen: common.listen,
-                    allow: common.allow,
-                    role: common.role,
-                    target: common.target,
-                    token: common.token,
-                    ttl: common.ttl,
-                    timeout: common.timeout,
-                    connections: common.limits.connections,
-                    connections_per_address: common.limits.per_address,
-                    message_bytes: common.limits.message_bytes,
-                    rate: common.limits.rate,
-                    idle: own_idle.unwrap_or(common.limits.idle),
-                    $($key: $default,)*
-                }
+                let common: crate::config::gateways::CommonOptions = $defaults;
+                Self { $($common: common.$common,)* $($key: $default,)* }
             }
         }
 
-        impl From<KeyTable> for $name {
+        impl From<KeyTable> for $config {
             fn from(table: KeyTable) -> Self {
-                let mut common = $crate::config::gateways::CommonOptions::at($port);
-                common.listen = table.listen;
-                common.allow = table.allow;
-                common.role = table.role;
-                common.target = table.target;
-                common.token = table.token;
-                common.ttl = table.ttl;
-                common.timeout = table.timeout;
-                common.limits.connections = table.connections;
-                common.limits.per_address = table.connections_per_address;
-                common.limits.message_bytes = table.message_bytes;
-                common.limits.rate = table.rate;
-                common.limits.idle = table.idle;
+                let common = crate::config::gateways::CommonOptions {
+                    $($common: table.$common,)*
+                    ..$defaults
+                };
                 Self { common, $($key: table.$key,)* }
             }
+        }
+
+        impl $config {
+            /// The gateway's name in the configuration.
+            pub const NAME: &str = $name;
         }
     };
 }
@@ -142,57 +163,6 @@ pub struct GatewaysConfig {
     pub knut: Option<KnutConfig>,
 }
 
-/// The keys that every gateway has.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CommonOptions {
-    /// Address that connections are accepted on.
-    pub listen: SocketAddr,
-    /// Actions that may be called, beside those that only read.
-    pub allow: Vec<Glob>,
-    /// The most that a client may do.
-    pub role: Role,
-    /// The nodes, where the protocol names none.
-    pub target: Selector,
-    /// What a client has to show, where the protocol has room for it.
-    pub token: Option<Secret>,
-    /// Time to live of commands.
-    pub ttl: Duration,
-    /// How long outcomes are waited for.
-    pub timeout: Duration,
-    /// Limits on connections and messages.
-    pub limits: ConnectionLimits,
-}
-
-/// Limits on a gateway's connections and messages.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConnectionLimits {
-    /// Most connections at once.
-    pub connections: usize,
-    /// Most connections at once from one address.
-    pub per_address: usize,
-    /// Longest message, in bytes.
-    pub message_bytes: usize,
-    /// Messages a second from one address, on average.
-    pub rate: u32,
-    /// Silence after which a connection is closed.
-    pub idle: Duration,
-    /// Connections that the kernel holds until they are accepted.
-    pub backlog: u32,
-}
-
-impl Default for ConnectionLimits {
-    fn default() -> Self {
-        Self {
-            connections: 512,
-            per_address: 64,
-            message_bytes: 64 * 1024,
-            rate: 50,
-            idle: Duration::from_secs(60),
-            backlog: 1_024,
-        }
-    }
-}
-
 impl CommonOptions {
     /// The defaults, at a loopback port: clients may only read.
     pub fn at(port: u16) -> Self {
@@ -204,7 +174,12 @@ impl CommonOptions {
             token: None,
             ttl: Duration::from_secs(30),
             timeout: Duration::from_secs(10),
-            limits: ConnectionLimits::default(),
+            connections: 512,
+            connections_per_address: 64,
+            message_bytes: 64 * 1024,
+            rate: 50,
+            idle: Duration::from_secs(60),
+            backlog: 1_024,
         }
     }
 }
@@ -212,31 +187,28 @@ impl CommonOptions {
 impl GatewaysConfig {
     /// The name and the common keys of each gateway that is open.
     pub fn enabled(&self) -> impl Iterator<Item = (&'static str, &CommonOptions)> {
-        let all = [
-            (
-                clever_show::NAME,
-                self.clever_show.as_ref().map(|gateway| &gateway.common),
-            ),
-            (
-                "platypush_tcp",
-                self.platypush_tcp.as_ref().map(|gateway| &gateway.common),
-            ),
-            (
-                "platypush_http",
-                self.platypush_http.as_ref().map(|gateway| &gateway.common),
-            ),
-            (
-                "socktools",
-                self.socktools.as_ref().map(|gateway| &gateway.common),
-            ),
-            ("knut", self.knut.as_ref().map(|gateway| &gateway.common)),
-        ];
-        all.into_iter().filter_map(|(name, common)| Some((name, common?)))
+        let mut open = Vec::new();
+        if let Some(gateway) = &self.clever_show {
+            open.push((CleverShowConfig::NAME, &gateway.common));
+        }
+        if let Some(gateway) = &self.platypush_tcp {
+            open.push((PlatypushTcpConfig::NAME, &gateway.common));
+        }
+        if let Some(gateway) = &self.platypush_http {
+            open.push((PlatypushHttpConfig::NAME, &gateway.common));
+        }
+        if let Some(gateway) = &self.socktools {
+            open.push((SocktoolsConfig::NAME, &gateway.common));
+        }
+        if let Some(gateway) = &self.knut {
+            open.push((KnutConfig::NAME, &gateway.common));
+        }
+        open.into_iter()
     }
 
-    /// Whether a gateway is open that programs use, beside that of drones.
+    /// Whether a gateway other than clever-show's is open.
     pub fn needs_low_priority_runtime(&self) -> bool {
-        self.enabled().any(|(name, _)| name != clever_show::NAME)
+        self.enabled().any(|(name, _)| name != CleverShowConfig::NAME)
     }
 
     pub(super) fn check(&mut self, keys: &Keys<'_>) -> Result<(), KeyError> {
@@ -246,7 +218,7 @@ impl GatewaysConfig {
         if let Some(gateway) = &mut self.platypush_tcp {
             gateway.check(keys)?;
         }
-        if let Some(gateway) = &mut self.platypush_http {
+        if let Some(gateway) = &self.platypush_http {
             gateway.check()?;
         }
         if let Some(gateway) = &mut self.socktools {

@@ -31,44 +31,40 @@ const READ_BYTES: usize = 4 * 1024;
 
 /// Splits a stream into messages; buffers at most one message and one read.
 pub trait MessageDecoder {
+    /// A message.
+    type Message;
     /// Adds received bytes.
     fn feed(&mut self, bytes: &[u8]);
     /// The next complete message, if there is one.
     ///
     /// # Errors
     /// Why the stream cannot be split any further.
-    fn next_message(&mut self) -> Result<Option<Vec<u8>>, String>;
+    fn next_message(&mut self) -> Result<Option<Self::Message>, String>;
     /// Whether the buffer holds a part of a message.
     fn has_begun(&self) -> bool;
 }
 
-impl MessageDecoder for platypush::MessageReader {
-    fn feed(&mut self, bytes: &[u8]) {
-        self.feed(bytes);
-    }
+macro_rules! impl_message_decoder {
+    ($($reader:ty),*) => {$(
+        impl MessageDecoder for $reader {
+            type Message = Vec<u8>;
 
-    fn next_message(&mut self) -> Result<Option<Vec<u8>>, String> {
-        self.next_message().map_err(|error| error.to_string())
-    }
+            fn feed(&mut self, bytes: &[u8]) {
+                self.feed(bytes);
+            }
 
-    fn has_begun(&self) -> bool {
-        self.has_partial_message()
-    }
+            fn next_message(&mut self) -> Result<Option<Vec<u8>>, String> {
+                self.next_message().map_err(|error| error.to_string())
+            }
+
+            fn has_begun(&self) -> bool {
+                self.has_partial_message()
+            }
+        }
+    )*};
 }
 
-impl MessageDecoder for socktools::MessageReader {
-    fn feed(&mut self, bytes: &[u8]) {
-        self.feed(bytes);
-    }
-
-    fn next_message(&mut self) -> Result<Option<Vec<u8>>, String> {
-        self.next_message().map_err(|error| error.to_string())
-    }
-
-    fn has_begun(&self) -> bool {
-        self.has_partial_message()
-    }
-}
+impl_message_decoder!(platypush::MessageReader, socktools::MessageReader);
 
 /// Why a connection ends early.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +72,9 @@ pub enum StreamError {
     /// The connection failed, or the client does not read.
     #[error("{0}")]
     ConnectionLost(String),
+    /// The client began no message within this time.
+    #[error("silent for {0:?}")]
+    Silent(Duration),
     /// The client broke the protocol; it may be sent an error response.
     #[error("{0}")]
     ProtocolError(String),
@@ -87,16 +86,18 @@ impl From<io::Error> for StreamError {
     }
 }
 
-/// Reads the next message; `None` if the client has closed its sending side, or begins none within `idle_timeout`.
+/// Reads the next message; `None` if the client has closed its sending side. Without `idle_timeout` it may be silent for
+/// ever.
 ///
 /// # Errors
 /// [`StreamError`].
-pub async fn read_message(
+pub async fn read_message<D: MessageDecoder>(
     from: &mut (impl AsyncRead + Unpin),
-    decoder: &mut impl MessageDecoder,
-    idle_timeout: Duration,
-) -> Result<Option<Vec<u8>>, StreamError> {
-    let mut due = clock::now() + idle_timeout;
+    decoder: &mut D,
+    idle_timeout: impl Into<Option<Duration>>,
+) -> Result<Option<D::Message>, StreamError> {
+    let idle_timeout = idle_timeout.into();
+    let mut due = idle_timeout.map(|idle| clock::now() + idle);
     let mut begun = false;
     let mut piece = [0; READ_BYTES];
     loop {
@@ -105,9 +106,14 @@ pub async fn read_message(
         }
         if !begun && decoder.has_begun() {
             begun = true;
-            due = clock::now() + MESSAGE_TIMEOUT;
+            due = Some(clock::now() + MESSAGE_TIMEOUT);
         }
-        match clock::timeout_at(due, from.read(&mut piece)).await {
+        let reading = from.read(&mut piece);
+        let read = match due {
+            Some(due) => clock::timeout_at(due, reading).await,
+            None => Ok(reading.await),
+        };
+        match read {
             Err(_elapsed) if begun => {
                 return Err(StreamError::ProtocolError(format!(
                     "the message was not whole within {MESSAGE_TIMEOUT:?}"
@@ -118,7 +124,8 @@ pub async fn read_message(
                     "the message ends before its end".to_owned(),
                 ));
             }
-            Err(_) | Ok(Ok(0)) => return Ok(None),
+            Err(_elapsed) => return Err(StreamError::Silent(idle_timeout.unwrap_or_default())),
+            Ok(Ok(0)) => return Ok(None),
             Ok(Ok(bytes)) => decoder.feed(&piece[..bytes]),
             Ok(Err(error)) => return Err(error.into()),
         }

@@ -10,7 +10,7 @@
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
 use std::time::Duration;
 
 use swarm_shared::net::clock;
@@ -21,8 +21,9 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::access::Client;
 use super::context::{GatewayContext, GatewayError};
-use crate::config::gateways::{CommonOptions, ConnectionLimits};
+use crate::config::gateways::CommonOptions;
 
 /// Pause after a failed accept: most likely file descriptors have run out, and other connections have to close first.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -38,7 +39,7 @@ const SOURCES_MAX: usize = 4_096;
 pub struct GatewayListener {
     gateway: &'static str,
     listener: TcpListener,
-    limits: ConnectionLimits,
+    common: CommonOptions,
     shutdown: CancellationToken,
     tasks: TaskTracker,
     connections: SharedTable,
@@ -55,13 +56,13 @@ impl GatewayListener {
         context: &GatewayContext,
     ) -> Result<Self, GatewayError> {
         let listener = bind(common.listen)
-            .and_then(|socket| socket.listen(common.limits.backlog))
+            .and_then(|socket| socket.listen(common.backlog))
             .map_err(|error| listen_error(gateway, common.listen, &error))?;
         log_opened(gateway, common, &listener);
         Ok(Self {
             gateway,
             listener,
-            limits: common.limits.clone(),
+            common: common.clone(),
             shutdown: context.shutdown.clone(),
             tasks: context.tasks.clone(),
             connections: SharedTable::default(),
@@ -121,7 +122,7 @@ impl GatewayListener {
                 }
                 continue;
             }
-            let Some(permit) = ConnectionPermit::acquire(&self.connections, addr, &self.limits) else {
+            let Some(permit) = ConnectionPermit::acquire(&self.connections, addr, &self.common) else {
                 if let Some(count) = over_limit_log.count(clock::now()) {
                     tracing::warn!(gateway, %addr, count, "Connection refused: too many connections");
                 }
@@ -196,15 +197,8 @@ pub(super) fn log_throttle() -> Throttle {
     Throttle::new(TokenBucket::every(LOG_INTERVAL, 1))
 }
 
-/// The connections of one gateway; clones share them.
-#[derive(Clone, Debug, Default)]
-struct SharedTable(Arc<Mutex<ConnectionTable>>);
-
-impl SharedTable {
-    fn lock(&self) -> MutexGuard<'_, ConnectionTable> {
-        self.0.lock()
-    }
-}
+/// The connections of one gateway.
+type SharedTable = Arc<Mutex<ConnectionTable>>;
 
 #[derive(Debug)]
 struct ConnectionTable {
@@ -229,10 +223,31 @@ struct SourceState {
     bucket: TokenBucket,
 }
 
+impl SourceState {
+    fn new(common: &CommonOptions) -> Self {
+        Self {
+            connections: 0,
+            bucket: TokenBucket::per_second(common.rate),
+        }
+    }
+}
+
 /// Throttles log lines about the clients of one gateway by kind, so that no client fills the log. Cheap to clone; may
 /// outlive the connection.
 #[derive(Clone, Debug, Default)]
 pub struct ThrottledLog(SharedTable);
+
+/// Logs at a level if a [`ThrottledLog`] permits it for this kind of line, with the number of events since the last one;
+/// at debug level otherwise.
+macro_rules! log_throttled {
+    ($log:expr, $kind:expr, $level:ident, $($line:tt)+) => {
+        match $log.count($kind) {
+            Some(count) => tracing::$level!(count, $($line)+),
+            None => tracing::debug!($($line)+),
+        }
+    };
+}
+pub(crate) use log_throttled;
 
 impl ThrottledLog {
     /// Counts an event of this kind. If it is to be logged, returns the number of events since the last one that was.
@@ -250,40 +265,46 @@ pub struct ConnectionPermit {
 }
 
 impl ConnectionPermit {
-    fn acquire(connections: &SharedTable, addr: SocketAddr, limits: &ConnectionLimits) -> Option<Self> {
+    fn acquire(connections: &SharedTable, addr: SocketAddr, common: &CommonOptions) -> Option<Self> {
         let now = clock::now();
         let mut table = connections.lock();
-        if table.total >= limits.connections {
+        if table.total >= common.connections {
             return None;
         }
         let is_idle = |source: &SourceState| source.connections == 0 && source.bucket.is_full(now);
-        let new = || SourceState {
-            connections: 0,
-            bucket: TokenBucket::per_second(limits.rate),
-        };
+        let new = || SourceState::new(common);
         let source = table.sources.entry(Source::of(addr.ip()), is_idle, new)?;
-        if source.connections >= limits.per_address {
+        if source.connections >= common.connections_per_address {
             return None;
         }
         source.connections += 1;
         table.total += 1;
         drop(table);
-        let connections = connections.clone();
+        let connections = Arc::clone(connections);
         Some(Self { addr, connections })
     }
 
-    /// The permit of a connection that this station has dialled: it counts by itself.
-    pub fn for_outgoing(addr: SocketAddr, limits: &ConnectionLimits) -> Self {
-        let connections = SharedTable::default();
-        let state = SourceState {
-            connections: 1,
-            bucket: TokenBucket::per_second(limits.rate),
+    /// The permit of a connection that this station has dialled; it is counted apart from the accepted ones.
+    pub fn for_outgoing(addr: SocketAddr, common: &CommonOptions) -> Self {
+        let mut table = ConnectionTable {
+            total: 1,
+            ..ConnectionTable::default()
         };
-        let mut table = connections.lock();
-        table.total = 1;
-        table.sources.entry(Source::of(addr.ip()), |_| false, || state);
-        drop(table);
-        Self { addr, connections }
+        let source = table
+            .sources
+            .entry(Source::of(addr.ip()), |_| false, || SourceState::new(common));
+        if let Some(source) = source {
+            source.connections = 1;
+        }
+        Self {
+            addr,
+            connections: Arc::new(Mutex::new(table)),
+        }
+    }
+
+    /// The client at the other end, not authenticated.
+    pub fn client(&self) -> Client {
+        Client::at(self.addr.ip())
     }
 
     /// Throttles log lines about this connection.
@@ -359,7 +380,7 @@ mod tests {
         let connections = SharedTable::default();
         let visit = |text: &str| {
             let addr = text.parse().expect("an address");
-            ConnectionPermit::acquire(&connections, addr, &ConnectionLimits::default()).expect("a place")
+            ConnectionPermit::acquire(&connections, addr, &CommonOptions::at(0)).expect("a place")
         };
         let (one, other) = (visit("10.0.0.1:1"), visit("10.0.0.2:1"));
         assert_eq!(one.throttled_log().count("closed"), Some(1));
@@ -370,10 +391,10 @@ mod tests {
     #[test]
     fn connections_are_limited_in_total_and_per_address() {
         let connections = SharedTable::default();
-        let limits = ConnectionLimits {
+        let limits = CommonOptions {
             connections: 3,
-            per_address: 2,
-            ..ConnectionLimits::default()
+            connections_per_address: 2,
+            ..CommonOptions::at(0)
         };
         let take =
             |text: &str| ConnectionPermit::acquire(&connections, text.parse().expect("an address"), &limits);
@@ -389,10 +410,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn ipv6_clients_are_limited_by_their_64_prefix() {
         let connections = SharedTable::default();
-        let limits = ConnectionLimits {
-            per_address: 2,
+        let limits = CommonOptions {
+            connections_per_address: 2,
             rate: 1,
-            ..ConnectionLimits::default()
+            ..CommonOptions::at(0)
         };
         let take =
             |text: &str| ConnectionPermit::acquire(&connections, text.parse().expect("an address"), &limits);

@@ -7,21 +7,23 @@ use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::trust::gate::{self, Permission};
 
 use super::context::GatewayError;
-use crate::config::gateways::{CommonOptions, GatewaysConfig};
+use crate::config::gateways::{
+    CleverShowConfig, CommonOptions, GatewaysConfig, KnutConfig, PlatypushHttpConfig, PlatypushTcpConfig,
+    SocktoolsConfig,
+};
 
-const PLATYPUSH_HTTP: &str = "platypush_http";
 /// The gateways that this program was built with, by their names in the configuration.
 const BUILT_IN: &[&str] = &[
     #[cfg(feature = "gateway-clever-show")]
-    "clever_show",
+    CleverShowConfig::NAME,
     #[cfg(feature = "gateway-platypush-tcp")]
-    "platypush_tcp",
+    PlatypushTcpConfig::NAME,
     #[cfg(feature = "gateway-platypush-http")]
-    PLATYPUSH_HTTP,
+    PlatypushHttpConfig::NAME,
     #[cfg(feature = "gateway-socktools")]
-    "socktools",
+    SocktoolsConfig::NAME,
     #[cfg(feature = "gateway-knut")]
-    "knut",
+    KnutConfig::NAME,
 ];
 /// Actions of Platypush's form that read from the station, which every client may.
 const STATION_QUERIES: [&str; 2] = ["station.nodes", "station.history"];
@@ -39,7 +41,7 @@ pub(super) fn check(gateways: &GatewaysConfig) -> Result<(), GatewayError> {
     let resources = gateways.platypush_http.iter().flat_map(|http| &http.resources);
     for (name, dir) in resources.filter(|(_, dir)| !dir.is_dir()) {
         tracing::warn!(
-            gateway = PLATYPUSH_HTTP,
+            gateway = PlatypushHttpConfig::NAME,
             "resources.{name}: there is no directory {dir:?}: /resources/{name}/ is empty until there is"
         );
     }
@@ -72,7 +74,7 @@ fn check_role(gateway: &str, common: &CommonOptions, is_query: impl Fn(&str) -> 
 fn is_query(gateways: &GatewaysConfig, gateway: &str, name: &str) -> bool {
     #[cfg(feature = "gateway-clever-show")]
     if let Some(config) = &gateways.clever_show
-        && gateway == "clever_show"
+        && gateway == CleverShowConfig::NAME
         && super::clever_show::is_request(name, &config.requests)
     {
         return true;
@@ -89,7 +91,10 @@ pub(super) fn listen_addresses(gateways: &GatewaysConfig) -> Vec<(&'static str, 
     if let Some(http) = &gateways.platypush_http
         && let Some(port) = http.websocket_port
     {
-        addresses.push((PLATYPUSH_HTTP, SocketAddr::new(http.common.listen.ip(), port)));
+        addresses.push((
+            PlatypushHttpConfig::NAME,
+            SocketAddr::new(http.common.listen.ip(), port),
+        ));
     }
     addresses
 }

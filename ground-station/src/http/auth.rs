@@ -10,7 +10,7 @@
 //! request with one of them that changes anything has to come from a page of this server, and with a cookie it needs the
 //! login's `X-CSRF-Token` as well, which pages of other sites cannot read.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::net::IpAddr;
 
 use axum::http::request::Parts;
@@ -38,6 +38,10 @@ pub(crate) const CSRF_COOKIE: &str = "csrf_token";
 pub(crate) const CSRF_HEADER: &str = "x-csrf-token";
 /// Verified passwords that are remembered, since each check takes 19 MiB and tens of milliseconds.
 const VERIFIED_PASSWORDS_MAX: usize = 64;
+
+/// The error of a request without credentials.
+const MISSING_CREDENTIALS: &str =
+    "show a token (Authorization: Bearer …, X-Token: … or ?token=…), or a name and a password";
 
 /// An authenticated client.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,9 +120,9 @@ impl Authenticator {
         if let Some(token) = token {
             return self.authenticate_token(token, from).await;
         }
-        match cookies(headers).remove(SESSION_COOKIE) {
-            Some(session) => self.authenticate_session(&session, from).await,
-            None => Err(self.missing_credentials().await?),
+        match cookie(headers, SESSION_COOKIE) {
+            Some(session) => self.authenticate_session(session, from).await,
+            None => Err(self.unauthorized(MISSING_CREDENTIALS).await?),
         }
     }
 
@@ -195,7 +199,7 @@ impl Authenticator {
     async fn authenticate_token(&self, shown: &str, from: IpAddr) -> Result<Caller, HttpError> {
         if self.token.as_ref().is_some_and(|token| token.matches(shown)) {
             return Ok(Caller {
-                client: Client { from, user: None },
+                client: Client::at(from),
                 credential: Credential::Token,
             });
         }
@@ -223,11 +227,11 @@ impl Authenticator {
         }
     }
 
-    async fn missing_credentials(&self) -> Result<HttpError, HttpError> {
-        if self.no_credentials_exist().await? {
+    /// 412 if no credentials exist, else 401 with this text.
+    async fn unauthorized(&self, text: &str) -> Result<HttpError, HttpError> {
+        if self.has_no_credentials().await? {
             return Ok(no_users_error());
         }
-        let text = "show a token (Authorization: Bearer …, X-Token: … or ?token=…), or a name and a password";
         Ok(HttpError::unauthorized(text))
     }
 
@@ -249,14 +253,7 @@ impl Authenticator {
 
     async fn reject(&self, from: IpAddr, text: &str) -> Result<HttpError, HttpError> {
         self.count_failure(from, text)?;
-        if self.no_credentials_exist().await? {
-            return Ok(no_users_error());
-        }
-        Ok(HttpError::unauthorized(text))
-    }
-
-    async fn no_credentials_exist(&self) -> Result<bool, HttpError> {
-        Ok(self.has_no_credentials().await?)
+        self.unauthorized(text).await
     }
 
     /// Whether there is neither a user nor a configured token.
@@ -379,13 +376,13 @@ pub(crate) fn csrf_token(session: &str) -> String {
     hex::encode(&token_hash(&format!("csrf of {session}"))[..16])
 }
 
-fn cookies(headers: &HeaderMap) -> BTreeMap<String, String> {
+/// The value of a cookie; of several with this name, the last.
+fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     let lines = headers.get_all(header::COOKIE).into_iter();
-    let texts = lines.filter_map(|line| line.to_str().ok());
-    let pairs = texts
+    let pairs = lines
+        .filter_map(|line| line.to_str().ok())
         .flat_map(|line| line.split(';'))
         .filter_map(|pair| pair.split_once('='));
-    pairs
-        .map(|(name, value)| (name.trim().to_owned(), value.trim().to_owned()))
-        .collect()
+    let mut named = pairs.filter(|(key, _)| key.trim() == name);
+    named.next_back().map(|(_, value)| value.trim())
 }

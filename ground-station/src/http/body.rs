@@ -7,15 +7,15 @@ use axum::http::StatusCode;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 
 use super::error::HttpError;
-use crate::config::gateways::ConnectionLimits;
+use crate::config::gateways::CommonOptions;
 
 /// How long a body may take.
 pub(crate) const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Reads a whole body of at most `message_bytes`, within [`BODY_TIMEOUT`] or `idle` if that is shorter.
-pub(crate) async fn read(body: Body, limits: &ConnectionLimits) -> Result<Bytes, HttpError> {
-    let max = limits.message_bytes;
-    let timeout = BODY_TIMEOUT.min(limits.idle);
+pub(crate) async fn read(body: Body, common: &CommonOptions) -> Result<Bytes, HttpError> {
+    let max = common.message_bytes;
+    let timeout = BODY_TIMEOUT.min(common.idle);
     let collected = tokio::time::timeout(timeout, Limited::new(body, max).collect()).await;
     match collected {
         Ok(Ok(collected)) => Ok(collected.to_bytes()),

@@ -28,7 +28,7 @@ use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 
 use crate::gateways::access::Client;
-use crate::gateways::listener::{ConnectionPermit, ThrottledLog};
+use crate::gateways::listener::{ConnectionPermit, ThrottledLog, log_throttled};
 
 /// How long a TLS handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -77,10 +77,7 @@ impl ClientInfo {
 
     /// The client before it is authenticated.
     pub(crate) fn client(&self) -> Client {
-        Client {
-            from: self.addr.ip(),
-            user: None,
-        }
+        Client::at(self.addr.ip())
     }
 
     /// Waits until the rate of the client's source permits one more request.
@@ -133,12 +130,10 @@ where
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
         .with_upgrades();
     if let Err(error) = connection.await {
-        match is_write_timeout(&error)
-            .then(|| log.count("does not read"))
-            .flatten()
-        {
-            Some(count) => tracing::info!(%addr, count, "Connection closed: the client does not read"),
-            None => tracing::debug!(%addr, %error, "Connection ended early"),
+        if is_write_timeout(&error) {
+            log_throttled!(log, "does not read", info, %addr, "Connection closed: the client does not read");
+        } else {
+            tracing::debug!(%addr, %error, "Connection ended early");
         }
     }
 }

@@ -103,11 +103,9 @@ fn configured_socktools_peer_is_redialled() {
     let log = fleet.station.log();
     let said = |what: &str| log.iter().filter(|line| line.contains(what)).count();
     assert_eq!(
-        (
-            said("Peer not connected; trying again"),
-            said("Peer connected after failed attempts")
-        ),
-        (1, 1),
+        (said("Peer not connected; trying again"), said("Peer connected")),
+        // One line for all failed attempts, and one for each connection.
+        (1, 2),
         "{log:#?}"
     );
     // An operator sends it a message: to all, and by name.
@@ -197,7 +195,7 @@ fn keep_alive_holds_an_idle_socktools_link() {
         stations[0]
             .log()
             .iter()
-            .any(|line| line.contains("Peer connection closed") && line.contains("it was silent for 1s"))
+            .any(|line| line.contains("Peer connection closed") && line.contains("silent for 1s"))
     });
 }
 

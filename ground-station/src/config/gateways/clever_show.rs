@@ -24,10 +24,8 @@ use swarm_shared::config::{KeyError, Keys, value};
 use swarm_shared::proto::foreign::clever_show::{ANNOUNCEMENT_PORT, SERVER_PORT};
 use swarm_shared::proto::selector::Glob;
 
-use super::key_error;
+use super::{CommonOptions, key_error};
 
-/// The gateway's name.
-pub(super) const NAME: &str = "clever_show";
 /// Longest file unless configured, in bytes.
 const FILE_BYTES: u64 = 16 * 1024 * 1024;
 /// Most bytes of a file that may be configured: each file is held in memory.
@@ -35,7 +33,7 @@ const FILE_BYTES_MAX: i64 = 256 * 1024 * 1024;
 
 gateway_config! {
     /// The keys of `[gateways.clever_show]`.
-    CleverShowConfig at SERVER_PORT;
+    CleverShowConfig "clever_show", common CommonOptions::at(SERVER_PORT);
     /// Whether the station is announced to drones.
     announce: bool = true,
     /// UDP port of announcements.
@@ -63,14 +61,14 @@ gateway_config! {
 
 /// Refuses the common keys that have no meaning for drones.
 pub(super) fn check(keys: &Keys<'_>) -> Result<(), KeyError> {
-    let is_set = |key: &&str| keys.has(&["gateways", NAME, key]);
+    let is_set = |key: &&str| keys.has(&["gateways", CleverShowConfig::NAME, key]);
     if is_set(&"token") {
         let message = "drones show no token; leave it out, and bind the gateway to the drones' own network";
-        return Err(key_error(NAME, &["token"], message));
+        return Err(key_error(CleverShowConfig::NAME, &["token"], message));
     }
     match ["target", "ttl", "timeout"].into_iter().find(is_set) {
         Some(key) => Err(key_error(
-            NAME,
+            CleverShowConfig::NAME,
             &[key],
             "has no effect on this gateway: drones send no commands; leave it out",
         )),

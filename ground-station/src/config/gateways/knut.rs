@@ -12,9 +12,11 @@ use std::time::Duration;
 use serde::Deserializer;
 use swarm_shared::config::value;
 
+use super::CommonOptions;
+
 gateway_config! {
     /// The keys of `[gateways.knut]`.
-    KnutConfig at 8080;
+    KnutConfig "knut", common CommonOptions::at(8080);
     /// The path of the temperature in a node's telemetry, outermost name first.
     #[serde(deserialize_with = "path")]
     temperature: Vec<String> = vec!["cpu_temperature".to_owned()],

@@ -21,15 +21,14 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use swarm_shared::config::KeyError;
 
-use super::key_error;
+use super::{CommonOptions, key_error};
 
 mod hook;
 #[cfg(test)]
 mod tests;
 
-pub use hook::{BadValue, Hook, HookInput, Parameter, Source};
+pub use hook::{BadValue, Hook, HookInput, Parameter};
 
-const NAME: &str = "platypush_http";
 /// Longest name of a hook or a resource, in bytes.
 const NAME_BYTES_MAX: usize = 64;
 
@@ -45,7 +44,7 @@ pub enum Tls {
 
 gateway_config! {
     /// The keys of `[gateways.platypush_http]`.
-    PlatypushHttpConfig at 8008;
+    PlatypushHttpConfig "platypush_http", common CommonOptions::at(8008);
     /// Whether the gateway speaks TLS.
     tls: Tls = Tls::None,
     /// A file of certificates in PEM.
@@ -66,22 +65,27 @@ gateway_config! {
 }
 
 impl PlatypushHttpConfig {
-    /// Checks names, and gives each parameter of a hook its key.
-    pub(super) fn check(&mut self) -> Result<(), KeyError> {
+    /// Checks names, and the parameters of hooks.
+    pub(super) fn check(&self) -> Result<(), KeyError> {
         for (name, dir) in &self.resources {
             let key = ["resources", name.as_str()];
-            check_name("resource", name).map_err(|message| key_error(NAME, &key, message))?;
+            check_name("resource", name).map_err(|message| key_error(Self::NAME, &key, message))?;
             if dir.as_os_str().is_empty() {
                 return Err(key_error(
-                    NAME,
+                    Self::NAME,
                     &key,
                     format!("is not a directory: {name} = \"/srv/{name}\""),
                 ));
             }
         }
-        for (name, hook) in &mut self.hooks {
-            check_name("hook", name).map_err(|message| key_error(NAME, &["hooks", name], message))?;
-            hook.set_default_keys();
+        for (name, hook) in &self.hooks {
+            check_name("hook", name).map_err(|message| key_error(Self::NAME, &["hooks", name], message))?;
+            for (parameter, definition) in &hook.parameters {
+                let key = ["hooks", name, "parameters", parameter];
+                definition
+                    .check_definition()
+                    .map_err(|message| key_error(Self::NAME, &key, message))?;
+            }
         }
         Ok(())
     }

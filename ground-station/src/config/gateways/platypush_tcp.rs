@@ -18,13 +18,12 @@ use swarm_shared::config::{KeyError, Keys, value};
 
 use super::{CommonOptions, key_error};
 
-const NAME: &str = "platypush_tcp";
 /// How long another request is waited for after a response, unless configured.
 const IDLE: Duration = Duration::from_secs(1);
 
 gateway_config! {
     /// The keys of `[gateways.platypush_tcp]`.
-    PlatypushTcpConfig at 1234, idle IDLE;
+    PlatypushTcpConfig "platypush_tcp", common CommonOptions { idle: IDLE, ..CommonOptions::at(1234) };
     /// The address of `listen`.
     #[serde(deserialize_with = "ip")]
     bind_address: Option<IpAddr> = None,
@@ -39,20 +38,20 @@ gateway_config! {
 impl PlatypushTcpConfig {
     /// Carries Platypush's own keys over to the common ones.
     pub(super) fn check(&mut self, keys: &Keys<'_>) -> Result<(), KeyError> {
-        let is_set = |key: &str| keys.has(&["gateways", NAME, key]);
+        let is_set = |key: &str| keys.has(&["gateways", Self::NAME, key]);
         let separate = ["bind_address", "port"].into_iter().find(|key| is_set(key));
         if let Some(key) = separate.filter(|_| is_set("listen")) {
             let message = "`listen` has both address and port: remove it, or `bind_address` and `port`";
-            return Err(key_error(NAME, &[key], message));
+            return Err(key_error(Self::NAME, &[key], message));
         }
-        let CommonOptions { listen, limits, .. } = &mut self.common;
+        let listen = &mut self.common.listen;
         if let Some(ip) = self.bind_address {
             listen.set_ip(ip);
         }
         if let Some(port) = self.port {
             listen.set_port(port);
         }
-        limits.backlog = self.listen_queue;
+        self.common.backlog = self.listen_queue;
         Ok(())
     }
 }
@@ -88,10 +87,10 @@ mod tests {
     fn platypush_tcp_keys_are_read() {
         let gateway = read("port = 4321\nbind_address = \"0.0.0.0\"\nlisten_queue = 5").expect("reads");
         assert_eq!(gateway.common.listen, "0.0.0.0:4321".parse().expect("an address"));
-        assert_eq!(gateway.common.limits.backlog, 5);
+        assert_eq!(gateway.common.backlog, 5);
         let gateway = read("bind_address = \"::\"").expect("reads");
         assert_eq!(gateway.common.listen, "[::]:1234".parse().expect("an address"));
-        assert_eq!(gateway.common.limits.idle, IDLE);
+        assert_eq!(gateway.common.idle, IDLE);
     }
 
     #[test]

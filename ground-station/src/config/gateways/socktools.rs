@@ -21,9 +21,8 @@ use serde::{Deserialize, Deserializer};
 use swarm_shared::config::{KeyError, Keys, value};
 use swarm_shared::proto::foreign::platypush::ACTION_BYTES_MAX;
 
-use super::key_error;
+use super::{CommonOptions, key_error};
 
-const NAME: &str = "socktools";
 /// Silence after which a peer is disconnected, unless configured.
 const IDLE: Duration = Duration::from_secs(10);
 /// Most peers that are dialled.
@@ -31,7 +30,7 @@ const DIAL_MAX: usize = 64;
 
 gateway_config! {
     /// The keys of `[gateways.socktools]`.
-    SocktoolsConfig at 7423, idle IDLE;
+    SocktoolsConfig "socktools", common CommonOptions { idle: IDLE, ..CommonOptions::at(7423) };
     /// Networks that may connect; only this machine if empty.
     #[serde(deserialize_with = "networks")]
     good_peers: Vec<Network> = Vec::new(),
@@ -117,16 +116,16 @@ impl SocktoolsConfig {
     }
 
     pub(super) fn check(&mut self, keys: &Keys<'_>) -> Result<(), KeyError> {
-        let is_set = |key: &&str| keys.has(&["gateways", NAME, key]);
+        let is_set = |key: &&str| keys.has(&["gateways", Self::NAME, key]);
         self.raw_option = ["raw_argument", "raw_encoding"].into_iter().find(is_set);
         if self.raw_action.is_some() && self.common.token.is_some() {
             let message = "a message that is not a request has no token: remove `raw_action` or `token`";
-            return Err(key_error(NAME, &["raw_action"], message));
+            return Err(key_error(Self::NAME, &["raw_action"], message));
         }
         match self.raw_option.filter(|_| self.raw_action.is_none()) {
             Some(key) => {
                 let message = "has no effect without `raw_action`: name the action, or remove this key";
-                Err(key_error(NAME, &[key], message))
+                Err(key_error(Self::NAME, &[key], message))
             }
             None => Ok(()),
         }
@@ -191,7 +190,7 @@ mod tests {
         let gateway = read(text).expect("reads");
         assert_eq!(gateway.dial.len(), 2);
         assert_eq!(gateway.keep_alive, Some(Duration::from_secs(5)));
-        assert_eq!(gateway.common.limits.idle, IDLE);
+        assert_eq!(gateway.common.idle, IDLE);
         assert_eq!(gateway.raw_action.as_deref(), Some("show_text"));
         assert_eq!(gateway.raw_argument, "text");
         assert_eq!(gateway.raw_encoding, RawEncoding::Text);

@@ -53,10 +53,9 @@ fn common_gateway_keys_are_read() {
         (common.ttl, common.timeout),
         (Duration::from_secs(3), Duration::from_secs(4))
     );
-    let limits = common.limits;
-    assert_eq!((limits.connections, limits.per_address), (7, 3));
-    assert_eq!((limits.message_bytes, limits.rate), (1000, 5));
-    assert_eq!(limits.idle, Duration::from_secs(2));
+    assert_eq!((common.connections, common.connections_per_address), (7, 3));
+    assert_eq!((common.message_bytes, common.rate), (1000, 5));
+    assert_eq!(common.idle, Duration::from_secs(2));
 }
 
 #[test]

@@ -1,7 +1,9 @@
-//! Which requests may pass a gateway, under which name they are carried out, and their audit.
+//! The access policy of a gateway: permission, execution and audit of its clients' requests.
 
 mod audit_aggregator;
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
@@ -15,7 +17,8 @@ use swarm_shared::proto::selector::{Glob, Selector};
 use swarm_shared::proto::trust::Role;
 use swarm_shared::proto::trust::gate::{self, ActionClass, Permission};
 use swarm_shared::proto::wire::{Kind, Lane};
-use tokio::task::JoinSet;
+use tokio::runtime::Handle;
+use tokio::task::{JoinHandle, JoinSet};
 
 use super::context::GatewayContext;
 use crate::config::gateways::CommonOptions;
@@ -24,6 +27,7 @@ use crate::store::audit::AuditEntry;
 use crate::text::pluralize;
 use audit_aggregator::AuditAggregator;
 use swarm_shared::api::{ActRequest, Delivery, Event, Failure, NodeView, NodesRequest, Request};
+use swarm_shared::client::{self, EventStream};
 
 /// Time between two checks for aggregated entries that are due.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(15);
@@ -39,8 +43,15 @@ const OUTCOME_CUT_OFF: &str = "cut off: the client disconnected or the station s
 pub struct Client {
     /// Its address.
     pub from: IpAddr,
-    /// Its user, if the protocol names one and it was authenticated.
+    /// Its user, if it was authenticated as one.
     pub user: Option<String>,
+}
+
+impl Client {
+    /// A client that is not authenticated, at this address.
+    pub fn at(from: IpAddr) -> Self {
+        Self { from, user: None }
+    }
 }
 
 /// The access policy of one gateway: its role and its list. Cheap to clone.
@@ -86,6 +97,23 @@ pub enum RequestError {
     /// It failed, or the station is shutting down.
     #[error("{0}")]
     Failed(String),
+}
+
+impl From<client::RequestError> for RequestError {
+    fn from(error: client::RequestError) -> Self {
+        let text = error.to_string();
+        match error {
+            client::RequestError::Selector(_) => Self::Usage(text),
+            client::RequestError::Failed { failure, .. } => match failure {
+                Failure::Usage => Self::Usage(text),
+                Failure::NoMatch => Self::NoMatch(text),
+                Failure::Failed | Failure::ShutDown | _ => Self::Failed(text),
+            },
+            client::RequestError::CutOff | _ => {
+                Self::Failed("the station is shutting down; ask again".to_owned())
+            }
+        }
+    }
 }
 
 /// Parses a client's selector.
@@ -157,7 +185,7 @@ impl AccessPolicy {
         self.0.aggregator.lock()
     }
 
-    /// Whether an action may pass.
+    /// Checks that an action may pass.
     ///
     /// # Errors
     /// The reason, and what to change.
@@ -203,7 +231,7 @@ impl AccessPolicy {
         )
     }
 
-    /// Whether a request that is no action of a node may pass: the gateway's list has to name it, and its role to permit it.
+    /// Checks a request that is not an action of a node: `allow` has to name it, and the gateway's role to permit it.
     ///
     /// # Errors
     /// The reason, and what to change.
@@ -218,7 +246,7 @@ impl AccessPolicy {
         )))
     }
 
-    /// Whether an action may pass that the gateway knows to be a query.
+    /// Checks an action that the gateway knows to be a query.
     ///
     /// # Errors
     /// The reason, and what to change.
@@ -227,7 +255,7 @@ impl AccessPolicy {
             .map_err(|why| RequestError::NotAllowed(format!("{what:?}: {why}")))
     }
 
-    /// Whether an emergency stop may pass, without being in the gateway's list.
+    /// Checks an emergency stop, which `allow` need not name.
     ///
     /// # Errors
     /// The reason, and what to change.
@@ -244,7 +272,7 @@ impl AccessPolicy {
         }
     }
 
-    /// Whether the gateway's list names an action.
+    /// Whether `allow` names an action.
     pub fn allows(&self, action: &str) -> bool {
         self.0.allow.iter().any(|glob| glob.matches(action))
     }
@@ -258,53 +286,31 @@ impl AccessPolicy {
         client: &Client,
         action_request: ActionRequest,
     ) -> Result<Vec<Delivery>, RequestError> {
-        let permitted = self.permit(&action_request.action, &action_request.arguments);
-        let audit_scope = self.begin_audit(client, &action_request.action, action_request.selector.as_str());
-        let reads = gate::classify(&action_request.action, &action_request.arguments) == ActionClass::Read;
-        let audit_scope = audit_scope.aggregate_if(reads || permitted.is_err());
-        let done = match permitted {
-            Ok(()) => self.execute(client, action_request).await,
-            Err(refused) => Err(refused),
+        let ActionRequest {
+            selector,
+            action,
+            arguments,
+            ttl,
+            timeout,
+        } = action_request;
+        let reads = gate::classify(&action, &arguments) == ActionClass::Read;
+        let (name, target) = (action.clone(), selector.as_str().to_owned());
+        let work = async {
+            self.permit(&action, &arguments)?;
+            let request = ActRequest::Command {
+                selector,
+                action,
+                arguments,
+                lane: Lane::Control,
+                ttl_ms: duration::to_ms(ttl),
+                ttl_given: false,
+                timeout_ms: duration::to_ms(timeout),
+                batch: None,
+            };
+            self.deliveries(client, request).await
         };
-        let outcome = match &done {
-            Ok(deliveries) => summary(deliveries),
-            Err(why) => format!("not done: {why}"),
-        };
-        let nothing_begun = matches!(
-            done,
-            Err(RequestError::NotAllowed(_) | RequestError::Usage(_) | RequestError::NoMatch(_))
-        );
-        // A request that began nothing is aggregated like a read.
-        audit_scope
-            .aggregate_if(reads || nothing_begun)
-            .finish(outcome)
-            .await;
-        done
-    }
-
-    async fn execute(
-        &self,
-        client: &Client,
-        action_request: ActionRequest,
-    ) -> Result<Vec<Delivery>, RequestError> {
-        let request = ActRequest::Command {
-            selector: action_request.selector,
-            action: action_request.action,
-            arguments: action_request.arguments,
-            lane: Lane::Control,
-            ttl_ms: duration::to_ms(action_request.ttl),
-            ttl_given: false,
-            timeout_ms: duration::to_ms(action_request.timeout),
-            batch: None,
-        };
-        let mut deliveries = Vec::new();
-        self.request(client, request, |event| {
-            if let Event::Delivery(delivery) = event {
-                deliveries.push(delivery);
-            }
-        })
-        .await?;
-        Ok(deliveries)
+        let summary = |deliveries: &Vec<Delivery>| summarize(deliveries);
+        self.audited(client, (&name, &target), reads, work, summary).await
     }
 
     /// The nodes that a selector matches.
@@ -312,60 +318,65 @@ impl AccessPolicy {
     /// # Errors
     /// [`RequestError`].
     pub async fn nodes(&self, client: &Client, selector: Selector) -> Result<Vec<NodeView>, RequestError> {
-        let audit_scope = self
-            .begin_audit(client, "nodes", selector.as_str())
-            .aggregate_if(true);
-        let mut nodes = Vec::new();
-        let request = NodesRequest::List {
-            selector,
-            timeout_ms: 0,
-        };
-        let done = self.request(client, request, |event| {
-            if let Event::Node(node) = event {
-                nodes.push(node);
+        let target = selector.as_str().to_owned();
+        let work = async {
+            let request = NodesRequest::List {
+                selector,
+                timeout_ms: 0,
+            };
+            let mut events = self.perform(client, request).await;
+            let mut nodes = Vec::new();
+            while let Some(event) = events.next().await? {
+                if let Event::Node(node) = event {
+                    nodes.push(node);
+                }
             }
-        });
-        let done = done.await;
-        let outcome = match &done {
-            Ok(()) => pluralize(nodes.len(), "node"),
-            Err(why) => format!("not done: {why}"),
+            Ok(nodes)
         };
-        audit_scope.finish(outcome).await;
-        done.map(|()| nodes)
+        let count = |nodes: &Vec<NodeView>| pluralize(nodes.len(), "node");
+        self.audited(client, ("nodes", &target), true, work, count).await
     }
 
-    /// Makes a request in a client's name. The caller has checked that it is permitted.
+    /// Carries out `work` and audits it as a request with this name and detail. `outcome` describes a success. Requests
+    /// that only read, or that began nothing, are aggregated.
+    pub async fn audited<T>(
+        &self,
+        client: &Client,
+        (name, detail): (&str, &str),
+        reads: bool,
+        work: impl Future<Output = Result<T, RequestError>>,
+        outcome: impl FnOnce(&T) -> String,
+    ) -> Result<T, RequestError> {
+        let scope = self.begin_audit(client, name, detail).aggregate_if(reads);
+        let done = work.await;
+        let began_nothing = matches!(
+            done,
+            Err(RequestError::NotAllowed(_) | RequestError::Usage(_) | RequestError::NoMatch(_))
+        );
+        let outcome = match &done {
+            Ok(value) => outcome(value),
+            Err(why) => format!("not done: {why}"),
+        };
+        scope.aggregate_if(reads || began_nothing).finish(outcome).await;
+        done
+    }
+
+    /// Makes a request for a client and waits for all deliveries. The caller has checked that it is permitted.
     ///
     /// # Errors
     /// [`RequestError`].
-    pub async fn request(
+    pub async fn deliveries(
         &self,
         client: &Client,
         request: impl Into<Request>,
-        mut on_event: impl FnMut(Event),
-    ) -> Result<(), RequestError> {
-        let mut events = self
-            .0
-            .context
-            .fleet
-            .perform_as(request, self.client_label(client))
-            .await;
-        while let Some(event) = events.recv().await {
-            if event == Event::End {
-                return Ok(());
-            }
-            if let Event::Failed { failure, message } = event {
-                return Err(match failure {
-                    Failure::Usage => RequestError::Usage(message),
-                    Failure::NoMatch => RequestError::NoMatch(message),
-                    Failure::Failed | Failure::ShutDown | _ => RequestError::Failed(message),
-                });
-            }
-            on_event(event);
-        }
-        Err(RequestError::Failed(
-            "the station is shutting down; ask again".to_owned(),
-        ))
+    ) -> Result<Vec<Delivery>, RequestError> {
+        Ok(self.perform(client, request).await.deliveries().await?)
+    }
+
+    /// Makes a request for a client. The caller has checked that it is permitted.
+    pub async fn perform(&self, client: &Client, request: impl Into<Request>) -> EventStream {
+        let user = self.client_label(client);
+        self.0.context.fleet.perform_as(request, user).await
     }
 
     /// Audits a request that changed nothing; repeats are aggregated.
@@ -374,10 +385,14 @@ impl AccessPolicy {
         audit_scope.aggregate_if(true).finish(outcome).await;
     }
 
+    /// Audits a request that was refused; repeats are aggregated.
+    pub async fn audit_refusal(&self, client: &Client, what: &str, detail: &str, why: &impl fmt::Display) {
+        self.audit(client, what, detail, format!("not done: {why}")).await;
+    }
+
     /// Audits a malformed message.
     pub async fn audit_malformed(&self, client: &Client, fault: &str) {
-        self.audit(client, "message", "", format!("not done: {fault}"))
-            .await;
+        self.audit_refusal(client, "message", "", &fault).await;
     }
 
     /// Begins the audit of a request, which is written however the request ends.
@@ -442,65 +457,48 @@ impl AuditScope {
 
     /// Ends the request; returns when its entry is stored.
     pub async fn finish(mut self, outcome: String) {
-        let entry = self.entry.take().map(|entry| AuditEntry { outcome, ..entry });
-        let Some(entry) = entry.and_then(|entry| self.access.aggregate(entry, self.aggregate)) else {
-            return;
-        };
-        let Inner { gateway, context, .. } = &*self.access.0;
-        // In a task of its own, since a client that disconnects now drops this future.
-        let written = context.tasks.spawn(self.access.clone().write_audit(entry));
-        if let Err(error) = written.await {
-            tracing::error!(gateway, %error, "Audit entry may be lost");
+        if let Some(entry) = &mut self.entry {
+            entry.outcome = outcome;
         }
+        if let Some(written) = self.write()
+            && let Err(error) = written.await
+        {
+            tracing::error!(gateway = self.access.gateway(), %error, "Audit entry may be lost");
+        }
+    }
+
+    /// Writes the entry, unless it is aggregated or written already. In a task of its own, since a client that disconnects
+    /// drops the future that waits for it.
+    fn write(&mut self) -> Option<JoinHandle<()>> {
+        let entry = self.access.aggregate(self.entry.take()?, self.aggregate)?;
+        let Inner { gateway, context, .. } = &*self.access.0;
+        let Ok(runtime) = Handle::try_current() else {
+            let AuditEntry { user, action, .. } = entry;
+            tracing::error!(gateway, user, action, "Audit entry lost: the runtime has ended");
+            return None;
+        };
+        let write = self.access.clone().write_audit(entry);
+        Some(context.tasks.spawn_on(write, &runtime))
     }
 }
 
 impl Drop for AuditScope {
     fn drop(&mut self) {
-        let counted = self.entry.take();
-        let Some(entry) = counted.and_then(|entry| self.access.aggregate(entry, self.aggregate)) else {
-            return;
-        };
-        let Inner { gateway, context, .. } = &*self.access.0;
-        match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => {
-                context
-                    .tasks
-                    .spawn_on(self.access.clone().write_audit(entry), &runtime);
-            }
-            Err(_over) => tracing::error!(
-                gateway,
-                who = entry.user,
-                what = entry.action,
-                "Audit entry lost: the runtime has ended"
-            ),
-        }
+        // The task writes it; no caller waits.
+        let _detached = self.write();
     }
 }
 
 /// The number of deliveries per outcome: `3 done, 1 expired`.
-fn summary(deliveries: &[Delivery]) -> String {
-    let count = |state: Outcome| {
-        deliveries
-            .iter()
-            .filter(|delivery| delivery.state == state)
-            .count()
-    };
-    let all = [
-        Outcome::Done,
-        Outcome::Failed,
-        Outcome::Refused,
-        Outcome::Expired,
-        Outcome::Unknown,
-        Outcome::NoAnswer,
-    ];
-    let counts = all.map(|state| (count(state), state.as_str()));
-    let told: Vec<String> = counts
-        .iter()
-        .filter(|(count, _)| *count > 0)
-        .map(|(count, state)| format!("{count} {state}"))
-        .collect();
-    told.join(", ")
+fn summarize(deliveries: &[Delivery]) -> String {
+    let mut counts: BTreeMap<Outcome, usize> = BTreeMap::new();
+    for delivery in deliveries {
+        *counts.entry(delivery.state).or_default() += 1;
+    }
+    let counts = counts
+        .into_iter()
+        .map(|(state, count)| format!("{count} {state}"));
+    counts.collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]

@@ -1,7 +1,5 @@
-//! Tells drones where this station is: one datagram for each interface that reaches the gateway, with that interface's
-//! own address, to its broadcast addresses.
-//!
-//! A gateway on loopback is announced on loopback only, and one on a certain address on that one's interface.
+//! Announces the station to drones by UDP broadcast: on each interface that the gateway listens on, a datagram with that
+//! interface's address.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -14,10 +12,10 @@ use swarm_shared::proto::foreign::clever_show::Announcement;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-/// As the real server does.
+/// The interval of clever-show's own server.
 const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(3);
 
-/// Announces until `stop`.
+/// Announces the gateway at `listens` to UDP port `port`, until shutdown.
 pub(super) async fn run(listens: SocketAddr, port: u16, shutdown: CancellationToken) {
     let id = random::jitter() % 10_000;
     let (id, start) = (format!("{id:04}"), clock::unix_time_ms());
@@ -29,10 +27,10 @@ pub(super) async fn run(listens: SocketAddr, port: u16, shutdown: CancellationTo
         let present = match tokio::task::spawn_blocking(interfaces::list).await {
             Ok(Ok(present)) => present,
             Ok(Err(error)) => {
-                tracing::debug!(%error, "the interfaces are not known: nothing is announced");
+                tracing::debug!(%error, "Station not announced: interfaces cannot be listed");
                 continue;
             }
-            Err(_stopping) => return,
+            Err(_shutting_down) => return,
         };
         let reached: Vec<InterfaceAddr> = present
             .into_iter()
@@ -49,7 +47,7 @@ pub(super) async fn run(listens: SocketAddr, port: u16, shutdown: CancellationTo
             let datagram = match announcement.to_datagram() {
                 Ok(datagram) => datagram,
                 Err(error) => {
-                    tracing::warn!(%error, "nothing is announced");
+                    tracing::warn!(%error, "Station not announced: datagram cannot be encoded");
                     continue;
                 }
             };
@@ -62,7 +60,7 @@ pub(super) async fn run(listens: SocketAddr, port: u16, shutdown: CancellationTo
     }
 }
 
-/// Whether a gateway that listens there is reached by this address of the machine.
+/// Whether a gateway at the address `listens` accepts connections to `ip`.
 fn reaches(listens: IpAddr, ip: IpAddr) -> bool {
     listens == ip || listens.is_unspecified()
 }

@@ -1,6 +1,15 @@
-//! One drone's task: it has the drone's device among the devices, its conversation, and its connection if there is one.
+//! The task of one drone. It owns the registration as a device, the protocol state, and the connection while there is one.
+//!
+//! | event | handling |
+//! |---|---|
+//! | command for the device | checked against the stop that is in force, given to the protocol; the reply follows its end |
+//! | stop that is in force when the drone connects | sent at once, without a waiting caller |
+//! | release | stops that wait to be sent are withdrawn |
+//! | second connection with the same id | the first has [`TAKEOVER_TIMEOUT`] to show that it is alive; then it is replaced |
+//! | lost connection | the task goes on, so that the drone finds its state when it reconnects |
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -9,51 +18,51 @@ use swarm_shared::net::clock;
 use swarm_shared::proto::foreign::clever_show::server::{Deadlines, Drone, Event};
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::wire::{FrameLimits, HEADER_BYTES_MAX};
-use tokio::io::AsyncReadExt as _;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::connection::{Connection, STALL_TIMEOUT, write_some};
+use super::connection::{Connection, STALL_TIMEOUT, Step};
 use super::policy::{self, CommandPolicy, CommandTimes, RELEASED_TEXT, ReplyKind};
 use crate::engine::transport::bridge::{
     DeviceCommand, DeviceGuard, DeviceOperation, DevicePresence, DeviceReply,
 };
 use crate::gateways::GatewayContext;
 
-/// How long an older connection has for a sign of life when a newer one has the same id.
+/// How long the older of two connections with one id has to show that it is alive.
 const TAKEOVER_TIMEOUT: Duration = Duration::from_secs(3);
-/// Silence after which a drone is shown as silent: it has been asked for a sign of life by then.
+/// Silence after which a drone is shown as silent. The protocol has sent it a probe by then.
 const SILENT_AFTER: Duration = Duration::from_secs(10);
-/// Most of a frame that a stop waits for: what has begun cannot be overtaken.
+/// Most unwritten bytes of a file that a stop waits for. With more, the connection is closed: a frame that has begun cannot
+/// be interrupted.
 const STOP_WRITE_BYTES_MAX: usize = 256 * 1024;
-/// How long a stop that was given before a drone came waits to be written: as good as for ever.
+/// How long a stop from before the connection may wait to be written; in effect unlimited.
 const ARRIVAL_STOP_TTL: Duration = Duration::from_secs(24 * 60 * 60);
-/// How long a drone is away until it is forgotten, unless something waits for it.
+/// A drone that is away for this time is forgotten, unless a caller waits for it.
 const AWAY_MAX: Duration = Duration::from_secs(24 * 60 * 60);
-/// How a drone_task ends whose device was given away.
-const SEAT_LOST: &str = "another drone needed its place at this station";
-/// How often the task checks whether a caller has given up, or the device has been replaced.
+/// The end of a task whose device lost its registration.
+const REGISTRATION_LOST: &str = "another drone needed its place at this station";
+/// Interval of checks for callers that have gone, and for a lost registration.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A connection that says that it is this drone.
+/// A connection that has identified itself as this drone.
 #[derive(Debug)]
 pub(super) struct Arrival {
     pub(super) connection: Box<Connection>,
-    /// `None` if it is taken; the connection if this drone_task has a live one.
+    /// `None` if the task takes the connection; the connection if the task has a live one.
     pub(super) answer: oneshot::Sender<Option<Box<Connection>>>,
 }
 
-/// A newer connection, while it is seen whether the older one lives.
+/// A newer connection that waits for [`TAKEOVER_TIMEOUT`].
 struct PendingTakeover {
     arrival: Arrival,
     since: Instant,
 }
 
-/// How many connected drones have one id.
+/// The number of connected drones with one id; clones share it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct DuplicateIds(Arc<AtomicUsize>);
 
-/// One of them, for as long as it is connected.
+/// Counts one drone until it is dropped.
 struct DuplicateGuard(DuplicateIds);
 
 impl DuplicateIds {
@@ -73,45 +82,46 @@ impl Drop for DuplicateGuard {
     }
 }
 
-/// Whether a drone that is away needs no place any more.
-fn is_expired(away: Option<Instant>, kept: bool, now: Instant) -> bool {
-    !kept && away.is_some_and(|since| now >= since + AWAY_MAX)
+/// Whether a drone that is away is forgotten. `kept`: a caller waits for it.
+fn is_expired(away_since: Option<Instant>, kept: bool, now: Instant) -> bool {
+    !kept && away_since.is_some_and(|since| now >= since + AWAY_MAX)
 }
 
-/// See the module.
+/// The state of one drone's task.
 pub(super) struct DroneTask {
     drone: Drone,
     device: DeviceGuard,
     policy: CommandPolicy,
-    /// How many drones with its id are connected, and its own part of that.
     duplicates: DuplicateIds,
+    /// Set while connected.
     duplicate_guard: Option<DuplicateGuard>,
-    /// Since when it is away, and whether it has left for good.
+    /// Since when the drone is disconnected.
     away_since: Option<Instant>,
+    /// Whether another drone with this id was connected when this one disconnected: a drone that comes back takes either
+    /// task, so this one is not needed.
     superseded: bool,
     arrivals: mpsc::Receiver<Arrival>,
     shutdown: CancellationToken,
     connection: Option<Box<Connection>>,
     pending_takeover: Option<PendingTakeover>,
+    /// Callers by ticket.
     pending_replies: BTreeMap<u64, (ReplyKind, oneshot::Sender<DeviceReply>)>,
     last_ticket: u64,
-    /// A stop that no caller waits for: it was given before the drone connected.
+    /// The ticket of a stop without a caller: it was in force when the drone connected.
     arrival_stop: Option<u64>,
-    /// Whether it was seen that its stop is over, before anybody said so.
+    /// Whether the station ended the stop before its release arrived here as a command.
     stop_ended: bool,
-    /// Whether a stop was in force when it was last looked.
+    /// Whether a stop was in force at the last check.
     stop_in_force: bool,
     last_presence: DevicePresence,
 }
 
-/// What has happened.
+/// What the task reacts to.
 enum Input {
     Shutdown,
     Command(Option<DeviceCommand>),
     Arrival(Option<Arrival>),
-    MayRead,
-    Wrote(std::io::Result<()>),
-    Read(std::io::Result<usize>),
+    Connection(io::Result<Step>),
     Timeout,
 }
 
@@ -145,6 +155,7 @@ impl DroneTask {
         }
     }
 
+    /// Runs until shutdown, or until the drone is forgotten; then answers all callers.
     pub(super) async fn run(mut self) {
         let why = loop {
             let now = clock::now();
@@ -156,104 +167,100 @@ impl DroneTask {
             self.resolve_takeover(now);
             self.queue_next_frame(now);
             self.publish_presence(now);
-            if self.device.is_lost() {
-                // Nobody who gives orders finds it any more, though it may have come back just then: it comes again.
-                self.disconnect(SEAT_LOST);
-                break SEAT_LOST;
-            }
-            if self.superseded {
-                break "it left, and another drone has its id";
-            }
-            if is_expired(self.away_since, self.last_presence.kept, now) {
-                break "it has been away for a day";
+            if let Some(why) = self.end_reason(now) {
+                break why;
             }
             match self.next_input().await {
                 Input::Command(Some(command)) => self.on_command(command),
                 Input::Arrival(Some(arrival)) => self.on_arrival(arrival),
-                Input::Shutdown | Input::Arrival(None) => break "this station stopped before it was done",
-                Input::Command(None) => break SEAT_LOST,
-                Input::MayRead => {
-                    if let Some(connection) = &mut self.connection {
-                        connection.may_read = true;
-                    }
-                }
-                Input::Wrote(Ok(())) => self.on_written(clock::now()),
-                Input::Read(Ok(bytes)) if bytes > 0 => self.on_read(clock::now()),
-                Input::Wrote(Err(error)) | Input::Read(Err(error)) => self.disconnect(&error.to_string()),
-                Input::Read(Ok(_none)) => self.disconnect("the drone has closed it"),
-                Input::Timeout => {
-                    let now = clock::now();
-                    let is_awaiting_file = self.drone.is_awaiting_file();
-                    let stuck = self.connection.as_ref();
-                    if let Some(why) =
-                        stuck.and_then(|connection| connection.stall_reason(is_awaiting_file, now))
-                    {
-                        self.disconnect(why);
-                    }
-                }
+                Input::Connection(Ok(step)) => self.on_step(step),
+                Input::Connection(Err(error)) => self.disconnect(&error.to_string()),
+                Input::Timeout => self.close_if_stalled(),
+                Input::Shutdown | Input::Arrival(None) => break "this station shut down before it was done",
+                Input::Command(None) => break REGISTRATION_LOST,
             }
         };
         self.drone.close(why);
         self.handle_drone_events();
-        // What was on its way.
         for queue in [&mut self.device.stops, &mut self.device.commands] {
             queue.close();
             while let Ok(command) = queue.try_recv() {
-                let untold = Reply::ended(Outcome::NoAnswer, why);
-                let _nobody_waits = command.reply.send(DeviceReply::Reply(untold));
+                let not_sent = Reply::ended(Outcome::NoAnswer, why);
+                let _caller_gone = command.reply.send(DeviceReply::Reply(not_sent));
             }
         }
     }
 
+    /// Why the task ends now, if it does.
+    fn end_reason(&mut self, now: Instant) -> Option<&'static str> {
+        if self.device.is_lost() {
+            // Commands do not find this device any more. The drone reconnects, and is registered again.
+            self.disconnect(REGISTRATION_LOST);
+            return Some(REGISTRATION_LOST);
+        }
+        if self.superseded {
+            return Some("it disconnected while another drone has its id");
+        }
+        is_expired(self.away_since, self.last_presence.kept, now).then_some("it has been away for a day")
+    }
+
+    /// Waits for the next input. Stops come before all else; an arrival before the present connection, so that a drone that
+    /// sends without pause cannot hold its id.
     async fn next_input(&mut self) -> Input {
         let now = clock::now();
-        let rival = self
-            .pending_takeover
+        let takeover = self.pending_takeover.as_ref();
+        let takeover = takeover.map(|pending| pending.since + TAKEOVER_TIMEOUT);
+        let is_awaiting_file = self.drone.is_awaiting_file();
+        let connection = self.connection.as_deref_mut();
+        let stalled = connection
             .as_ref()
-            .map(|rival| rival.since + TAKEOVER_TIMEOUT);
-        let due = [self.drone.poll_timeout(), rival, Some(now + SWEEP_INTERVAL)];
-        let mut due = due.into_iter().flatten().min().unwrap_or(now);
-        let Some(connection) = &mut self.connection else {
-            return tokio::select! {
-                biased;
-                () = self.shutdown.cancelled() => Input::Shutdown,
-                Some(stop) = self.device.stops.recv() => Input::Command(Some(stop)),
-                arrival = self.arrivals.recv() => Input::Arrival(arrival),
-                command = self.device.commands.recv() => Input::Command(command),
-                () = clock::sleep_until(due) => Input::Timeout,
-            };
+            .and_then(|connection| connection.deadline(is_awaiting_file));
+        let due = [self.drone.poll_timeout(), takeover, stalled];
+        let due = due.into_iter().flatten().fold(now + SWEEP_INTERVAL, Instant::min);
+        let step = async {
+            match connection {
+                Some(connection) => connection.next_step().await,
+                None => std::future::pending().await,
+            }
         };
-        let stuck = [
-            connection.write_deadline(),
-            connection.read_deadline(self.drone.is_awaiting_file()),
-        ];
-        due = stuck.into_iter().flatten().fold(due, Instant::min);
-        let (turn, writes) = (connection.may_read, !connection.is_written());
-        let Connection {
-            from,
-            to,
-            permit,
-            reader,
-            inbox,
-            head,
-            content,
-            ..
-        } = connection.as_mut();
-        inbox.reserve(reader.missing_bytes().max(1));
         tokio::select! {
             biased;
             () = self.shutdown.cancelled() => Input::Shutdown,
             Some(stop) = self.device.stops.recv() => Input::Command(Some(stop)),
-            wrote = write_some(to, head, content), if writes => Input::Wrote(wrote),
-            arrival = self.arrivals.recv(), if rival.is_none() => Input::Arrival(arrival),
-            () = permit.throttle(), if !turn => Input::MayRead,
-            read = from.read_buf(inbox), if turn => Input::Read(read),
+            arrival = self.arrivals.recv(), if takeover.is_none() => Input::Arrival(arrival),
+            step = step => Input::Connection(step),
             command = self.device.commands.recv() => Input::Command(command),
             () = clock::sleep_until(due) => Input::Timeout,
         }
     }
 
-    /// Reads a frame, if one is there whole and has its turn.
+    fn on_step(&mut self, step: Step) {
+        let Some(connection) = &self.connection else {
+            return;
+        };
+        match step {
+            Step::MayRead => {}
+            Step::Wrote if connection.is_written() => self.drone.on_written(),
+            Step::Wrote => {}
+            Step::Received => {
+                let now = clock::now();
+                self.drone.on_bytes_received(now);
+                if let Some(header) = connection.pending_header() {
+                    self.drone.extend_file_deadline(header, now + STALL_TIMEOUT);
+                }
+            }
+        }
+    }
+
+    fn close_if_stalled(&mut self) {
+        let is_awaiting_file = self.drone.is_awaiting_file();
+        let connection = self.connection.as_ref();
+        if let Some(why) = connection.and_then(|open| open.stall_reason(is_awaiting_file, clock::now())) {
+            self.disconnect(why);
+        }
+    }
+
+    /// Handles the next frame, if it has arrived as a whole.
     fn receive_frame(&mut self, now: Instant) {
         let Some(connection) = &mut self.connection else {
             return;
@@ -262,74 +269,38 @@ impl DroneTask {
         if self.drone.is_awaiting_file() {
             content = content.max(usize::try_from(self.policy.file_bytes).unwrap_or(usize::MAX));
         }
-        connection.reader.set_limits(FrameLimits {
+        let limits = FrameLimits {
             header: HEADER_BYTES_MAX.min(self.policy.message_bytes),
             content,
-        });
-        if !connection.may_read {
-            return;
-        }
-        match connection.reader.next_frame(&mut connection.inbox) {
-            Ok(Some(frame)) => {
-                connection.may_read = false;
-                connection.frame_began = (!connection.inbox.is_empty()).then_some(now);
-                self.drone.handle_frame(&frame, now);
-            }
-            Ok(None) => {
-                let within = !connection.inbox.is_empty() || !connection.reader.is_between_frames();
-                let began = connection.frame_began.unwrap_or(now);
-                connection.frame_began = within.then_some(began);
-            }
+        };
+        match connection.take_frame(limits, now) {
+            Ok(Some(frame)) => self.drone.handle_frame(&frame, now),
+            Ok(None) => {}
             Err(error) => self.disconnect(&error.to_string()),
         }
     }
 
+    /// Begins to write the next frame, if the connection is free for it.
     fn queue_next_frame(&mut self, now: Instant) {
         while let Some(connection) = &mut self.connection
             && connection.is_written()
             && let Some(frame) = self.drone.next_frame(now)
         {
-            match frame.encode_header_to(&mut connection.head) {
-                Ok(()) => {
-                    connection.content = frame.content;
-                    connection.last_written = now;
-                }
-                Err(error) => {
-                    tracing::debug!(id = self.drone.id(), %error, "not a frame that can be written");
-                    self.drone.on_unwritable();
-                }
+            if let Err(error) = connection.begin_frame(frame, now) {
+                tracing::debug!(id = self.drone.id(), %error, "Frame not encoded");
+                self.drone.on_unwritable();
             }
         }
         self.handle_drone_events();
     }
 
-    fn on_written(&mut self, now: Instant) {
-        if let Some(connection) = &mut self.connection {
-            connection.last_written = now;
-            if connection.is_written() {
-                self.drone.on_written();
-            }
-        }
-    }
-
-    fn on_read(&mut self, now: Instant) {
-        if let Some(connection) = &mut self.connection {
-            connection.last_read = now;
-            self.drone.on_bytes_received(now);
-            if let Some(header) = connection.reader.pending_header() {
-                self.drone.extend_file_deadline(header, now + STALL_TIMEOUT);
-            }
-        }
-    }
-
     fn disconnect(&mut self, why: &str) {
         if let Some(connection) = self.connection.take() {
             let addr = connection.permit.addr;
-            tracing::info!(%addr, id = self.drone.id(), why, "a clever-show drone is gone");
+            tracing::info!(%addr, id = self.drone.id(), why, "Drone disconnected");
             let now = clock::now();
             self.drone.on_disconnected(now);
             self.away_since = Some(now);
-            // Which of them comes back is not known.
             self.duplicate_guard = None;
             self.superseded = self.duplicates.any_connected();
         }
@@ -344,38 +315,27 @@ impl DroneTask {
             reply,
         } = command;
         self.check_released();
-        if let Err(ended) = self.check_stop_state(&operation) {
-            return drop(reply.send(DeviceReply::Reply(ended)));
-        }
-        match operation {
-            DeviceOperation::Release if self.stop_ended => {
-                self.stop_ended = false;
-                return drop(reply.send(DeviceReply::Reply(Reply::done(RELEASED_TEXT.into()))));
-            }
-            DeviceOperation::Stop => self.stop_ended = false,
-            DeviceOperation::Release
-            | DeviceOperation::Command { .. }
-            | DeviceOperation::Push { .. }
-            | DeviceOperation::Fetch { .. } => {}
-        }
         let ticket = self.next_ticket();
         let times = CommandTimes {
             issued,
             until: Deadlines { start_by, respond_by },
             now: clock::now(),
         };
-        match self.policy.send(&mut self.drone, ticket, operation, times) {
-            Ok(sense) => {
-                self.pending_replies.insert(ticket, (sense, reply));
-                let left = self
-                    .connection
-                    .as_ref()
-                    .map(|connection| connection.content.len());
-                if sense == ReplyKind::Stop && left.is_some_and(|left| left > STOP_WRITE_BYTES_MAX) {
-                    self.disconnect("a stop does not wait for the file that is being sent");
-                }
-            }
-            Err(ended) => drop(reply.send(DeviceReply::Reply(ended))),
+        let sent = match self.check_stop_state(&operation) {
+            Ok(()) => self.policy.send(&mut self.drone, ticket, operation, times),
+            Err(ended) => Err(ended),
+        };
+        let kind = match sent {
+            Ok(kind) => kind,
+            Err(ended) => return drop(reply.send(DeviceReply::Reply(ended))),
+        };
+        self.pending_replies.insert(ticket, (kind, reply));
+        let unwritten = self
+            .connection
+            .as_ref()
+            .map_or(0, |connection| connection.unwritten_bytes());
+        if kind == ReplyKind::Stop && unwritten > STOP_WRITE_BYTES_MAX {
+            self.disconnect("a stop does not wait for the file that is being sent");
         }
     }
 
@@ -384,61 +344,69 @@ impl DroneTask {
         self.last_ticket
     }
 
-    /// Stops and releases may come in another order than they were given; the station knows what is in force.
+    /// Checks an operation against the stop that is in force at the station, since stops and releases may arrive in another
+    /// order than they were given in. `Err` is the reply to an operation that ends here.
     fn check_stop_state(&mut self, operation: &DeviceOperation) -> Result<(), Reply> {
         let stopped = self.device.stopped().is_some();
         match operation {
             DeviceOperation::Stop if !stopped => Err(Reply::refused(
                 "released meanwhile: it was not told to stop again",
             )),
+            DeviceOperation::Stop => {
+                self.stop_ended = false;
+                Ok(())
+            }
             DeviceOperation::Release if stopped => Err(Reply::refused(
                 "it was stopped again meanwhile; release it once more",
             )),
             DeviceOperation::Release => {
                 self.withdraw_stops();
+                if std::mem::take(&mut self.stop_ended) {
+                    return Err(Reply::done(RELEASED_TEXT.into()));
+                }
                 Ok(())
             }
-            // Also where there was no word to stop it with.
+            // Also if there was no `stop_action` to send.
             DeviceOperation::Command { .. } | DeviceOperation::Push { .. }
                 if stopped && self.policy.has_side_effects(operation) =>
             {
                 Err(Reply::refused("an emergency stop is in force: release it first"))
             }
-            DeviceOperation::Stop
-            | DeviceOperation::Command { .. }
+            DeviceOperation::Command { .. }
             | DeviceOperation::Push { .. }
             | DeviceOperation::Fetch { .. } => Ok(()),
         }
     }
 
-    /// Whoever released it may not have known that it is here, or may have gone before he could tell.
+    /// Ends the drone's stop if the station has released it. The release need not arrive as a command: its selector may have
+    /// been evaluated before the drone connected, or its caller may have gone.
     fn check_released(&mut self) {
-        let stands = self.device.stopped().is_some();
-        if !stands && (self.stop_in_force || self.drone.is_stopped()) {
+        let in_force = self.device.stopped().is_some();
+        if !in_force && (self.stop_in_force || self.drone.is_stopped()) {
             self.withdraw_stops();
             self.drone.release();
             self.stop_ended = true;
         }
-        self.stop_in_force = stands;
+        self.stop_in_force = in_force;
     }
 
-    /// What still waits to be told to a drone that is away: released, it is not to be stopped when it is back.
+    /// Withdraws stops that wait to be sent: a released drone must not be stopped when it reconnects.
     fn withdraw_stops(&mut self) {
         let stops = self
             .pending_replies
             .iter()
-            .filter(|(_, (sense, _))| *sense == ReplyKind::Stop);
+            .filter(|(_, (kind, _))| *kind == ReplyKind::Stop);
         let stops: Vec<u64> = stops.map(|(ticket, _)| *ticket).collect();
-        for ticket in stops.iter().copied().chain(self.arrival_stop.take()) {
+        for ticket in stops.into_iter().chain(self.arrival_stop.take()) {
             self.drone.cancel(ticket);
             if let Some((_, reply)) = self.pending_replies.remove(&ticket) {
                 let why = "released before it could be told to stop";
-                let _nobody_waits = reply.send(DeviceReply::Reply(Reply::refused(why)));
+                let _caller_gone = reply.send(DeviceReply::Reply(Reply::refused(why)));
             }
         }
     }
 
-    /// A stop that is in force holds for a drone that comes, whether this station knew it before or not.
+    /// Sends the stop that is in force, if any, to a drone that has just connected.
     fn send_stop_on_arrival(&mut self, now: Instant) {
         let Some(selector) = self.device.stopped().filter(|_| !self.drone.is_stopped()) else {
             return;
@@ -453,22 +421,21 @@ impl DroneTask {
             },
             now,
         };
-        let given = self
-            .policy
-            .send(&mut self.drone, ticket, DeviceOperation::Stop, times);
+        let operation = DeviceOperation::Stop;
+        let sent = self.policy.send(&mut self.drone, ticket, operation, times);
         let id = self.drone.id();
-        match given {
-            Ok(_sense) => {
-                tracing::warn!(id, stop = %selector, "a stop is in force for a drone that has come: it is told so");
+        match sent {
+            Ok(_kind) => {
+                tracing::warn!(id, %selector, "Emergency stop sent to a drone that has connected");
                 self.arrival_stop = Some(ticket);
             }
             Err(why) => {
-                tracing::warn!(id, stop = %selector, ?why, "a stop is in force, and the drone is not told");
+                tracing::warn!(id, %selector, ?why, "Emergency stop not sent to a drone that has connected");
             }
         }
     }
 
-    /// Drops commands that no caller waits for. A stop that is in force is sent all the same.
+    /// Drops commands whose callers have gone. A stop that is in force is sent all the same.
     fn drop_abandoned(&mut self) {
         let drone = &mut self.drone;
         self.pending_replies.retain(|ticket, (_, reply)| {
@@ -484,14 +451,16 @@ impl DroneTask {
         while let Some(event) = self.drone.poll_event() {
             match event {
                 Event::Completed(ticket, end) => {
-                    if let Some((sense, reply)) = self.pending_replies.remove(&ticket) {
-                        let _nobody_waits = reply.send(policy::to_answer(end, sense));
+                    if let Some((kind, reply)) = self.pending_replies.remove(&ticket) {
+                        let _caller_gone = reply.send(policy::to_reply(end, kind));
                     }
                 }
                 Event::Telemetry => {}
-                Event::IdChanged(other) => self.disconnect(&format!("it calls itself {other:?} now")),
-                Event::IdleTimeout => self.disconnect("nothing was heard of it"),
-                Event::Ignored(note) => tracing::debug!(id = self.drone.id(), note, "passed over"),
+                Event::IdChanged(id) => self.disconnect(&format!("the drone reports another id: {id:?}")),
+                Event::IdleTimeout => self.disconnect("the drone was silent for `idle`"),
+                Event::Ignored(reason) => {
+                    tracing::debug!(id = self.drone.id(), reason, "Frame of a drone ignored");
+                }
             }
         }
     }
@@ -509,14 +478,14 @@ impl DroneTask {
         let Arrival { connection, answer } = arrival;
         if answer.send(None).is_ok() {
             self.connection = Some(connection);
-            (self.duplicate_guard, self.away_since, self.superseded) =
-                (Some(self.duplicates.register()), None, false);
+            self.duplicate_guard = Some(self.duplicates.register());
+            (self.away_since, self.superseded) = (None, false);
             self.drone.on_connected(now);
             self.send_stop_on_arrival(now);
         }
     }
 
-    /// Whether the older or the newer connection is the drone's.
+    /// Decides which of two connections is the drone's: the older one if it has been heard since, else the newer one.
     fn resolve_takeover(&mut self, now: Instant) {
         let Some(PendingTakeover { arrival, since }) = self.pending_takeover.take() else {
             return;
@@ -526,17 +495,17 @@ impl DroneTask {
         } else if self.drone.last_heard().is_some_and(|heard| heard > since) {
             let Arrival { connection, answer } = arrival;
             let addr = connection.permit.addr;
-            tracing::warn!(id = self.drone.id(), %addr, "two drones have one id: give one of them another");
-            let _gone = answer.send(Some(connection));
+            tracing::warn!(id = self.drone.id(), %addr, "Two drones have one id: change the id of one of them");
+            let _connection_gone = answer.send(Some(connection));
         } else if now >= since + TAKEOVER_TIMEOUT {
-            self.disconnect("a newer connection has its id, and it gives no sign of life");
+            self.disconnect("a newer connection has its id, and this one shows no sign of life");
             self.attach(arrival, now);
         } else {
             self.pending_takeover = Some(PendingTakeover { arrival, since });
         }
     }
 
-    /// Tells the fleet how it is.
+    /// Publishes the state of the device, if it has changed.
     fn publish_presence(&mut self, now: Instant) {
         let heard = self.drone.last_heard();
         let address = self.connection.as_ref().map(|connection| connection.permit.addr);

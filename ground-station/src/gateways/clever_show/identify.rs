@@ -1,4 +1,4 @@
-//! Connections that have not said who they are.
+//! Identifies connections by the id of their drone, and passes each to the task of its drone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -22,97 +22,81 @@ use super::drone_task::{Arrival, DroneTask, DuplicateIds};
 use super::policy::{CommandPolicy, READ_REQUESTS, REQUESTS_ALSO_ACTIONS};
 use super::{SYSTEM, Server};
 use crate::engine::transport::bridge::{DeviceProfile, RegisterError, device_id, device_name};
-use crate::gateways::access::Client;
-use crate::gateways::listener::ConnectionPermit;
+use crate::gateways::listener::{ConnectionPermit, log_throttled};
 use swarm_shared::api::NodeRef;
 
-/// How long a connection may take to say who it is.
+/// How long a connection may take to report its drone's id.
 const IDENTIFY_TIMEOUT: Duration = Duration::from_secs(10);
-/// Most drones that may call themselves the same at once.
+/// Most drones with one id at once.
 const DUPLICATE_IDS_MAX: usize = 8;
-/// Most frames that a connection may say before it says who it is.
+/// Most frames before the id.
 const IDENTIFY_FRAMES_MAX: usize = 16;
-/// Arrivals that wait for one drone_task.
+/// Connections that wait for one drone's task.
 const PENDING_CONNECTIONS_MAX: usize = 4;
 
-/// By id.
-type DroneTasks = BTreeMap<String, DronesWithId>;
+/// The drones' tasks, by id.
+type TasksById = BTreeMap<String, DronesWithId>;
 
-/// Those that call themselves the same.
+/// The tasks of drones with one id.
 #[derive(Debug, Default)]
 struct DronesWithId {
-    /// By place among them.
+    /// A task whose channel is closed has ended; its index is used again, since the device's id depends on it.
     tasks: Vec<mpsc::Sender<Arrival>>,
     duplicates: DuplicateIds,
 }
 
-/// Leads connections to their drone_tasks.
+/// Passes connections to the tasks of their drones. Clones share the tasks.
 #[derive(Clone, Debug)]
 pub(super) struct DroneRegistry {
     server: Arc<Server>,
-    drone_tasks: Arc<Mutex<DroneTasks>>,
+    tasks_by_id: Arc<Mutex<TasksById>>,
 }
 
-/// Why a connection has no drone_task.
+/// Why a connection is closed.
 #[derive(Debug, thiserror::Error)]
 enum RejectReason {
-    #[error("it broke: {0}")]
+    #[error("connection lost: {0}")]
     Io(#[from] std::io::Error),
     #[error(transparent)]
     Wire(#[from] WireError),
     #[error(transparent)]
     Id(#[from] BadId),
     #[error(transparent)]
-    DeviceGuard(#[from] RegisterError),
-    #[error("it did not say its id within {IDENTIFY_TIMEOUT:?}")]
+    Register(#[from] RegisterError),
+    #[error("it did not report its id within {IDENTIFY_TIMEOUT:?}")]
     TooSlow,
-    #[error("it said {IDENTIFY_FRAMES_MAX} things, and not its id")]
+    #[error("it sent {IDENTIFY_FRAMES_MAX} frames without its id")]
     TooManyFrames,
-    #[error("{DUPLICATE_IDS_MAX} drones call themselves so already")]
+    #[error("{DUPLICATE_IDS_MAX} drones have this id already")]
     TooManyDuplicates,
-    #[error("its post has just ended; a drone that comes again gets another, unless the station stops")]
+    #[error("the task of this id has just ended; reconnect")]
     TaskEnded,
 }
 
 impl RejectReason {
-    /// The log tells of each kind by itself, however often there is another.
+    /// The kind of its log line; lines are throttled by kind.
     fn log_kind(&self) -> &'static str {
         match self {
-            Self::Io(_) => "broke",
+            Self::Io(_) => "connection lost",
             Self::Wire(WireError::HeaderTooLong { .. }) => "header too long",
             Self::Wire(WireError::ContentTooLong { .. }) => "content too long",
-            Self::Wire(WireError::HeaderNotUtf8 | WireError::HeaderTooDeep | WireError::BadHeader(_)) => {
-                "bad header"
-            }
             Self::Wire(WireError::MissingKey(_)) => "missing key",
+            Self::Wire(_) => "bad header",
             Self::Id(_) => "bad id",
-            Self::DeviceGuard(_) => "no device",
+            Self::Register(_) => "not registered",
             Self::TooSlow => "too slow",
-            Self::TooManyFrames => "too much",
-            Self::TooManyDuplicates => "namesakes",
-            Self::TaskEnded => "no post",
+            Self::TooManyFrames => "too many frames",
+            Self::TooManyDuplicates => "duplicate ids",
+            Self::TaskEnded => "task ended",
         }
     }
 
-    /// For the audit, which counts refusals of one reason together: nothing that a client makes up is in it.
+    /// The reason in the audit, which aggregates refusals by reason: without text that the client chose.
     fn audit_reason(&self) -> String {
-        match self {
-            Self::Wire(WireError::BadHeader(_)) => "bad header".to_owned(),
-            Self::Io(_)
-            | Self::Wire(
-                WireError::HeaderTooLong { .. }
-                | WireError::ContentTooLong { .. }
-                | WireError::HeaderNotUtf8
-                | WireError::HeaderTooDeep
-                | WireError::MissingKey(_),
-            )
-            | Self::Id(_)
-            | Self::DeviceGuard(_)
-            | Self::TooSlow
-            | Self::TooManyFrames
-            | Self::TooManyDuplicates
-            | Self::TaskEnded => self.to_string(),
+        if let Self::Wire(WireError::BadHeader(_)) = self {
+            return "bad header".to_owned();
         }
+        self.to_string()
     }
 }
 
@@ -120,50 +104,39 @@ impl DroneRegistry {
     pub(super) fn new(server: Arc<Server>) -> Self {
         Self {
             server,
-            drone_tasks: Arc::default(),
+            tasks_by_id: Arc::default(),
         }
     }
 
-    /// One connection, until it is a drone's.
+    /// Identifies a connection and passes it on; closes and audits it if that fails.
     pub(super) async fn handle_connection(self, stream: TcpStream, permit: ConnectionPermit) {
         let addr = permit.addr;
-        let client = Client {
-            from: addr.ip(),
-            user: None,
-        };
-        let log = permit.throttled_log();
+        let (client, log) = (permit.client(), permit.throttled_log());
         let until = clock::now() + IDENTIFY_TIMEOUT;
-        let greeted = match clock::timeout_at(until, identify(stream, permit)).await {
-            Ok(greeted) => greeted,
+        let identified = match clock::timeout_at(until, identify(stream, permit)).await {
+            Ok(identified) => identified,
             Err(_elapsed) => Err(RejectReason::TooSlow),
         };
-        let (led, id) = match greeted {
+        let (routed, id) = match identified {
             Ok((id, connection)) => (self.route(&id, connection).await, id),
             Err(error) => (Err(error), String::new()),
         };
-        let outcome = match led {
+        let outcome = match routed {
             Ok(()) => {
-                // An id that is no node's name is not what selectors know it by.
+                // The name that selectors match: it differs from an id that is not a valid node name.
                 let name = device_name(&id);
-                match log.count("here") {
-                    Some(count) => tracing::info!(%addr, id, %name, count, "a clever-show drone is here"),
-                    None => tracing::debug!(%addr, id, %name, "a clever-show drone is here"),
-                }
+                log_throttled!(log, "connected", info, %addr, id, %name, "Drone connected");
                 "done".to_owned()
             }
             Err(error) => {
-                let text = "a connection at clever-show's gateway was closed";
-                match log.count(error.log_kind()) {
-                    Some(count) => tracing::warn!(%addr, id, %error, count, "{text}"),
-                    None => tracing::debug!(%addr, id, %error, "{text}"),
-                }
+                log_throttled!(log, error.log_kind(), warn, %addr, id, %error, "Drone connection closed");
                 format!("not done: {}", error.audit_reason())
             }
         };
         self.server.access.audit(&client, "connect", &id, outcome).await;
     }
 
-    /// To the first drone_task of this id that takes it; to a new one if none does.
+    /// Passes a connection to the first task of this id that takes it: one without a live connection, or else a new one.
     async fn route(&self, id: &str, mut connection: Box<Connection>) -> Result<(), RejectReason> {
         let mut offered: Vec<mpsc::Sender<Arrival>> = Vec::new();
         while offered.len() < DUPLICATE_IDS_MAX {
@@ -183,15 +156,15 @@ impl DroneRegistry {
         Err(RejectReason::TooManyDuplicates)
     }
 
-    /// A drone_task of this id that has not been offered the connection yet: one that is there, so that a drone that comes
-    /// back is what it was, or else a new one.
+    /// A task of this id that was not offered the connection yet: one that runs, so that a drone that reconnects finds its
+    /// state, or else a new one.
     fn find_or_spawn(
         &self,
         id: &str,
         offered: &[mpsc::Sender<Arrival>],
     ) -> Result<mpsc::Sender<Arrival>, RejectReason> {
-        let mut drone_tasks = self.drone_tasks.lock();
-        let known = drone_tasks
+        let mut tasks_by_id = self.tasks_by_id.lock();
+        let known = tasks_by_id
             .get(id)
             .map(|called| called.tasks.as_slice())
             .unwrap_or_default();
@@ -206,13 +179,13 @@ impl DroneRegistry {
         if place >= DUPLICATE_IDS_MAX {
             return Err(RejectReason::TooManyDuplicates);
         }
-        // Those that have lost their seats.
-        drone_tasks.retain(|called, those| {
+        // Ids without a running task.
+        tasks_by_id.retain(|called, those| {
             called == id || those.tasks.iter().any(|drone_task| !drone_task.is_closed())
         });
         let server = &self.server;
         let config = &server.config;
-        // Nothing that a drone calls itself makes it another one's namesake.
+        // The index is not part of the id, so that no crafted id collides with that of a duplicate.
         let system = match place {
             0 => SYSTEM.to_owned(),
             place => format!("{SYSTEM}/{place}"),
@@ -235,12 +208,12 @@ impl DroneRegistry {
         let rules = DroneOptions {
             resume_queue: config.resume_queue,
             resend_requests: config.resend_requests,
-            idle_timeout: config.common.limits.idle,
+            idle_timeout: config.common.idle,
         };
         let drone = Drone::new(id.to_owned(), rules);
         let policy = CommandPolicy::new(config, server.access.clone());
         let (arrivals, arrivals_in) = mpsc::channel(PENDING_CONNECTIONS_MAX);
-        let called = drone_tasks.entry(id.to_owned()).or_default();
+        let called = tasks_by_id.entry(id.to_owned()).or_default();
         let duplicates = called.duplicates.clone();
         let drone_task = DroneTask::new(drone, device, policy, duplicates, arrivals_in, &server.context);
         server.context.tasks.spawn(drone_task.run());
@@ -252,7 +225,7 @@ impl DroneRegistry {
     }
 }
 
-/// Asks a connection who it is.
+/// Asks a connection for its drone's id.
 async fn identify(
     mut stream: TcpStream,
     permit: ConnectionPermit,

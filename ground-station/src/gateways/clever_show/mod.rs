@@ -1,23 +1,22 @@
-//! clever-show's drone clients come here as to their own server, and become devices of the fleet.
+//! clever-show's drone clients connect to the station as to their own server, and become devices of the fleet.
 //!
-//! | module | what it does |
+//! | module | contents |
 //! |---|---|
-//! | `announce` | tells drones by UDP where this station is |
-//! | `greet` | asks each connection who it is, and leads it to its drone's drone_task |
-//! | `connection` | its bytes |
-//! | `drone_task` | one drone's task: its connection, its orders |
-//! | `orders` | what the fleet's orders are in clever-show's words, and whether they may pass |
+//! | `announce` | announcements of the station by UDP broadcast |
+//! | `identify` | asks each connection for its drone's id, and passes it to the drone's task |
+//! | `drone_task` | one drone's task: its registration, commands and connection |
+//! | `connection` | frames and time-outs of a connection |
+//! | `policy` | which commands may pass, and as which of clever-show's messages |
 //!
 //! | task | owns | ends |
 //! |---|---|---|
-//! | one for each connection, until it has said who it is | the connection | led to its drone_task, or closed after 10 s |
-//! | one for each drone | its device, its conversation, its connection | when the station stops, its device is given away, it is away for a day, or it leaves and another has its id |
-//! | one that announces | its sockets | when the station stops |
+//! | one for each unidentified connection | the connection | passed to a drone's task, or closed after 10 s |
+//! | one for each drone | device, protocol state, connection | at shutdown; if its registration is lost; after a day away; if it disconnects while another drone has its id |
+//! | one that announces | its sockets | at shutdown |
 //!
-//! A drone is known by the id that it gives itself, because that is all that it says; anybody may say it. Two live
-//! connections with one id are two drones with one name, and both carry a warning. A newer connection takes the place
-//! of an older one that gives no sign of life within 3 s: a drone that lost its radio is back long before the kernel
-//! has given up its old connection.
+//! A drone is known by the id that it reports, which is not authenticated. Two live connections with one id are two drones
+//! with one name, and both carry a warning. A newer connection replaces an older one that shows no sign of life for 3 s: a
+//! drone that lost its radio reconnects long before the kernel gives up its old connection.
 
 mod announce;
 mod connection;
@@ -35,18 +34,18 @@ use super::listener::GatewayListener;
 use super::{GatewayContext, GatewayError};
 use crate::config::gateways::CleverShowConfig;
 
-/// As in the configuration.
-const GATEWAY: &str = "clever_show";
-/// As in the tag `system`.
+/// The gateway's name in the configuration.
+const GATEWAY: &str = CleverShowConfig::NAME;
+/// The value of the tag `system`.
 const SYSTEM: &str = "clever-show";
 
-/// Whether something only asks, where these requests are known beside those that clever-show documents.
+/// Whether a command only reads: clever-show documents it as a request, or `requests` of the configuration names it.
 pub(super) fn is_request(name: &str, configured: &BTreeSet<String>) -> bool {
     configured.contains(name)
         || policy::READ_REQUESTS.contains(&name) && !policy::REQUESTS_ALSO_ACTIONS.contains(&name)
 }
 
-/// What everything at this gateway needs.
+/// What all tasks of the gateway share.
 #[derive(Debug)]
 struct Server {
     config: CleverShowConfig,
@@ -67,8 +66,8 @@ pub fn open(config: &CleverShowConfig, context: &GatewayContext) -> Result<(), G
         tracing::warn!(
             gateway = GATEWAY,
             why,
-            "an emergency stop tells these drones nothing: they fly on; name what stops them as `stop_action`, and \
-             leave `role` at operator"
+            "Emergency stops are not sent to these drones: name the action that stops them in `stop_action`, and leave \
+             `role` at operator"
         );
     }
     let server = Arc::new(Server {

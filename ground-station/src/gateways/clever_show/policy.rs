@@ -1,4 +1,4 @@
-//! What the fleet's orders are in clever-show's words, and whether they may pass.
+//! Translates the fleet's commands into clever-show's messages, and decides which may pass.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use crate::config::gateways::CleverShowConfig;
 use crate::engine::transport::bridge::{DeviceOperation, DeviceReply};
 use crate::gateways::access::{AccessPolicy, RequestError};
 
-/// The questions that clever-show documents.
+/// The requests that clever-show documents: they are answered and change nothing.
 pub(super) const READ_REQUESTS: &[&str] = &[
     "id",
     "time",
@@ -28,17 +28,17 @@ pub(super) const READ_REQUESTS: &[&str] = &[
     "position",
     "anim_id",
 ];
-/// Those of them that are actions too.
+/// Those of [`READ_REQUESTS`] that change something with certain arguments.
 pub(super) const REQUESTS_ALSO_ACTIONS: &[&str] = &["id", "config"];
-/// What is known of something that was sent to somebody who never answers.
+/// The value of an action that was sent: clever-show's protocol does not confirm actions.
 const SENT_UNCONFIRMED: &str = "sent, unconfirmed";
-/// What a release does here.
+/// The value of a release.
 pub(super) const RELEASED_TEXT: &str =
     "released at this station: actions pass again; the drone itself knows of no stop";
-/// The root that each drone tells of itself.
+/// The name of the root whose directory each drone reports.
 const CLOVER_ROOT: &str = "clover";
 
-/// The gateway's rules.
+/// The gateway's rules for commands.
 #[derive(Clone, Debug)]
 pub(super) struct CommandPolicy {
     access: AccessPolicy,
@@ -52,21 +52,21 @@ pub(super) struct CommandPolicy {
     pub(super) file_bytes: u64,
 }
 
-/// What an answer means.
+/// How a completion becomes a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ReplyKind {
-    /// What it says.
+    /// Its value is the reply's.
     Value,
-    /// That somebody is there.
+    /// Any response means `pong`.
     Ping,
-    /// That it was told to stop.
+    /// The stop was sent.
     Stop,
 }
 
-/// Until when, and at what time this is asked.
+/// The times of a command.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct CommandTimes {
-    /// When it was asked for.
+    /// When the command was given.
     pub(super) issued: Instant,
     pub(super) until: Deadlines,
     pub(super) now: Instant,
@@ -80,12 +80,12 @@ impl CommandPolicy {
             flight: config.flight.clone(),
             stop_action: config.stop_action.clone(),
             roots: config.roots.clone(),
-            message_bytes: config.common.limits.message_bytes,
+            message_bytes: config.common.message_bytes,
             file_bytes: config.file_bytes,
         }
     }
 
-    /// Gives an order to a drone; or it ends so at once.
+    /// Queues an operation for a drone. `Err` is the reply to an operation that ends at once.
     pub(super) fn send(
         &self,
         drone: &mut Drone,
@@ -114,7 +114,7 @@ impl CommandPolicy {
             DeviceOperation::Stop => {
                 let action = self
                     .stop_action()
-                    .inspect_err(|_untold| drone.drop_queued_actions())?;
+                    .inspect_err(|_not_sent| drone.drop_queued_actions())?;
                 drone.stop(ticket, action, until.start_by);
                 Ok(ReplyKind::Stop)
             }
@@ -126,7 +126,7 @@ impl CommandPolicy {
         }
     }
 
-    /// What a stop tells drones.
+    /// The action that a stop sends. `Err` is the reply to a stop without one.
     pub(super) fn stop_action(&self) -> Result<&str, Reply> {
         self.access.permit_stop().map_err(to_refusal)?;
         self.stop_action.as_deref().ok_or_else(|| {
@@ -136,7 +136,7 @@ impl CommandPolicy {
         })
     }
 
-    /// Whether it is no mere question.
+    /// Whether an operation changes something.
     pub(super) fn has_side_effects(&self, operation: &DeviceOperation) -> bool {
         match operation {
             DeviceOperation::Command { action, arguments } => {
@@ -193,7 +193,8 @@ impl CommandPolicy {
         Ok(ReplyKind::Value)
     }
 
-    /// A question that is not known for one, and named in `allow`, would be sent as an action.
+    /// The reply to an action that may not pass. An unknown name may be a request that `requests` has to name: named in
+    /// `allow`, it would be sent as an action.
     fn refused_action(&self, action: &str, why: &RequestError) -> Reply {
         let acts = REQUESTS_ALSO_ACTIONS.contains(&action) || action == "execute" || self.is_flight(action);
         if acts || self.access.allows(action) {
@@ -204,7 +205,7 @@ impl CommandPolicy {
         ))
     }
 
-    /// Whether it is a question. `id` with a name, and `config` with a mode, change something.
+    /// Whether a command is a request. `id` with a name, and `config` with a mode, change something.
     fn is_request(&self, action: &str, arguments: &Arguments) -> bool {
         let Arguments { args, kwargs } = arguments;
         match action {
@@ -218,8 +219,8 @@ impl CommandPolicy {
         FLIGHT_ACTIONS.contains(&action) || self.flight.iter().any(|glob| glob.matches(action))
     }
 
-    /// ROOT/RELATIVE as a path of the drone. A root that is not configured stays as it is, and the path is below
-    /// wherever the drone's program runs.
+    /// The path on the drone for ROOT/RELATIVE. A path with an unknown root stays as it is: the drone resolves it in the
+    /// working directory of its program.
     fn resolve_path(&self, path: &str, clover_dir: Option<&str>) -> String {
         let (root, rest) = path.split_once('/').unwrap_or((path, ""));
         let known = self.roots.get(root).map(String::as_str);
@@ -236,7 +237,7 @@ fn to_refusal(why: RequestError) -> Reply {
     Reply::refused(why.to_string())
 }
 
-/// A program and its arguments as the one line that clever-show's drones give to a shell.
+/// The arguments of `execute` with program and arguments joined to one line: the drones pass it to a shell.
 fn to_shell_command(arguments: Arguments) -> Result<Arguments, Reply> {
     let Arguments { args, mut kwargs } = arguments;
     if kwargs.contains_key("command") || !args.is_empty() {
@@ -264,7 +265,7 @@ fn to_shell_command(arguments: Arguments) -> Result<Arguments, Reply> {
     Ok(Arguments { args, kwargs })
 }
 
-/// A word that a POSIX shell takes as it is.
+/// Quotes a word for a POSIX shell.
 fn shell_quote(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_@%+=:,./-".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
@@ -274,9 +275,9 @@ fn shell_quote(word: &str) -> String {
     }
 }
 
-/// What the end of something at a drone is to the fleet.
-pub(super) fn to_answer(end: Completion, sense: ReplyKind) -> DeviceReply {
-    let reply = match (end, sense) {
+/// The reply for a completion.
+pub(super) fn to_reply(end: Completion, kind: ReplyKind) -> DeviceReply {
+    let reply = match (end, kind) {
         (Completion::File(content), _) => return DeviceReply::File(content),
         (Completion::Sent, _) => Reply::done(SENT_UNCONFIRMED.into()),
         (Completion::Response(_), ReplyKind::Ping) => Reply::done("pong".into()),

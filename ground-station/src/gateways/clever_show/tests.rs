@@ -1,4 +1,4 @@
-//! The gateway with drones that are played.
+//! The gateway with simulated drones.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -57,7 +57,7 @@ impl Harness {
         }
     }
 
-    /// A drone that has said its id.
+    /// A drone that has reported its id.
     async fn drone(&self, id: &str) -> Drone {
         Self::drone_at(self.addr, id).await
     }
@@ -87,7 +87,7 @@ struct Drone {
 }
 
 impl Drone {
-    /// What it is told; nothing if its connection is gone.
+    /// The next message that it receives; `None` if its connection is closed.
     async fn next_message(&mut self) -> Option<Message> {
         loop {
             if let Some(frame) = self.reader.next_frame(&mut self.inbox).expect("a frame") {
@@ -101,7 +101,7 @@ impl Drone {
         }
     }
 
-    /// Answers who it is, to the question of this number.
+    /// Answers the request for its id with this number.
     async fn answer_id(&mut self, id: &str, number: u32) {
         let answer = Message::Response {
             name: "id".to_owned(),
@@ -113,7 +113,7 @@ impl Drone {
         self.stream.write_all(&bytes).await.expect("written");
     }
 
-    /// The name of what it is told.
+    /// The name of the next message that it receives.
     async fn next_name(&mut self) -> String {
         match self.next_message().await.expect("connected") {
             Message::Action { action: name, .. } | Message::Request { name, .. } => name,
@@ -147,7 +147,7 @@ async fn stop_is_not_delayed_by_a_file_transfer() {
     let push = rig.context.devices.send("clever-1", push).await;
     let begun = timeout(TEST_TIMEOUT, drone.stream.read_buf(&mut drone.inbox)).await;
     assert!(begun.expect("in time").expect("connected") > 0);
-    // From here on it reads no more: its network is that slow.
+    // From here on it reads nothing, as on a very slow network.
     let stop = rig.context.devices.send("clever-1", DeviceOperation::Stop).await;
     assert_eq!(
         reply_of(push).await,
@@ -164,12 +164,12 @@ async fn stop_is_sent_after_its_requester_disconnected() {
     let rig = Harness::new("allow = [\"*\"]").await;
     let mut drone = rig.drone("clever-1").await;
     assert_eq!(drone.next_name().await, "clover_dir");
-    // Before its gateway has even looked at it.
+    // The caller leaves before the gateway has taken the command.
     drop(rig.context.devices.send("clever-1", DeviceOperation::Stop).await);
     assert_eq!(drone.next_name().await, "emergency_land");
 }
 
-/// BridgedDevices who have all seats but one, and keep them.
+/// Registers devices until one place is left.
 fn fill_all_seats_but_one(devices: &BridgedDevices) -> Vec<DeviceGuard> {
     let profile = |number| DeviceProfile {
         node: NodeRef {
@@ -185,12 +185,12 @@ fn fill_all_seats_but_one(devices: &BridgedDevices) -> Vec<DeviceGuard> {
     others.collect()
 }
 
-/// A drone that is let in as soon as it is seen that the one before it is gone.
+/// Connects a drone once the gateway has noticed that the drone before it has disconnected.
 async fn connect_when_free(rig: &Harness, id: &str) -> Drone {
     let let_in = timeout(TEST_TIMEOUT, async {
         loop {
             let mut drone = rig.drone(id).await;
-            // Closed at once while the one before it still counts as connected.
+            // Closed at once while the drone before it still counts as connected.
             if drone.next_message().await.is_some() {
                 return drone;
             }
@@ -205,7 +205,7 @@ async fn absent_drone_frees_its_seat_and_can_return() {
     let rig = Harness::new("").await;
     let devices = &rig.context.devices;
     let _others = fill_all_seats_but_one(devices);
-    // They answer only the question for their id, and no caller waits for them.
+    // They answer only the request for their id, and no caller waits for them.
     for id in ["clever-1", "clever-2", "clever-1"] {
         drop(connect_when_free(&rig, id).await);
         assert_eq!(devices.len(), DEVICES_MAX);
@@ -218,13 +218,13 @@ async fn drone_that_lost_its_seat_is_stopped_on_return() {
     let devices = &rig.context.devices;
     let _others = fill_all_seats_but_one(devices);
     drop(connect_when_free(&rig, "clever-1").await);
-    // Of a run that goes on for long.
+    // A long-running command keeps the device in use.
     let _held = devices.hold("clever-1");
     drop(connect_when_free(&rig, "clever-2").await);
     let told = timeout(2 * TEST_TIMEOUT, async {
         loop {
             let mut drone = connect_when_free(&rig, "clever-1").await;
-            // Let in by the drone_task that has lost its device, for a moment.
+            // The task that has lost its registration may take the connection for a moment.
             if !devices.contains("clever-1") {
                 tokio::time::sleep(Duration::from_millis(10)).await;
                 continue;
@@ -280,7 +280,7 @@ async fn crafted_id_does_not_collide_with_a_duplicate_id() {
         drones.push(drone);
         assert_eq!(rig.context.devices.len(), count);
     }
-    // A card that was copied: the first of them lives.
+    // A copied card: the first drone is still alive.
     let copy = tokio::spawn({
         let at = rig.addr;
         async move { Harness::drone_at(at, "clever-1").await }
@@ -309,7 +309,7 @@ async fn active_stop_is_sent_to_arriving_drones_until_released() {
         refused,
         Reply::refused("an emergency stop is in force: release it first")
     );
-    // It was not told of the release: it was not known yet when that was typed.
+    // The release reaches no task as a command, as if the drone had not been known when it was given.
     devices.latch("clever-*", false);
     let done = timeout(TEST_TIMEOUT, async {
         while reply_of(devices.send("clever-1", led()).await).await != Reply::done("sent, unconfirmed".into())
@@ -318,7 +318,7 @@ async fn active_stop_is_sent_to_arriving_drones_until_released() {
         }
     });
     done.await.expect("released");
-    // So it is if whoever released it went away before he could tell; whoever tells is not told that nothing was so.
+    // The same if the caller of the release leaves early. A release that follows as a command reports a release, once.
     let stop = devices.send("clever-1", DeviceOperation::Stop).await;
     assert_eq!(reply_of(stop).await, Reply::done("sent, unconfirmed".into()));
     devices.latch("all", false);
@@ -374,7 +374,7 @@ async fn stop_without_action_drops_queued_commands() {
         action: name.to_owned(),
         arguments: swarm_shared::proto::message::Arguments::default(),
     };
-    // Of flight, so it ends at once while the drone is away.
+    // A flight action, which ends at once while the drone is away.
     let away = timeout(TEST_TIMEOUT, async {
         while reply_of(devices.send("clever-1", action("land")).await)
             .await
@@ -386,7 +386,7 @@ async fn stop_without_action_drops_queued_commands() {
     });
     away.await.expect("it is seen to be gone");
     let queued = devices.send("clever-1", action("led_test")).await;
-    // Comes after it, so that it is seen to wait.
+    // Handled after the queued command, so that the command waits by then.
     reply_of(devices.send("clever-1", action("land")).await).await;
     let stop = reply_of(devices.send("clever-1", DeviceOperation::Stop).await).await;
     assert_eq!(stop.state, Outcome::Refused);
@@ -419,7 +419,7 @@ async fn rejected_connections_are_audited_at_once() {
     let rig = Harness::new("").await;
     let _drone = rig.drone("clever-1").await;
     for _ in 0..2 {
-        // An id of no bytes is none.
+        // An empty id is not valid.
         let mut other = rig.drone("").await;
         assert_eq!(other.next_message().await, None);
     }

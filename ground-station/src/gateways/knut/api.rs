@@ -16,7 +16,8 @@ use swarm_shared::proto::foreign::knut::Message;
 use swarm_shared::proto::message::Arguments;
 use swarm_shared::proto::selector::Selector;
 
-use super::super::access::{self, AccessPolicy, ActionRequest, Client, RequestError};
+use super::super::access::{self, ActionRequest, Client, RequestError};
+use super::ServerState;
 use super::temperatures::RESPONSE_OFFSET;
 use crate::config::gateways::CommonOptions;
 use crate::duration;
@@ -33,61 +34,45 @@ const RESPONSE_BYTES_MAX: usize = 4 * 1024 * 1024;
 const TIMEOUT_MAX: Duration = Duration::from_secs(3_600);
 
 /// Carries out a message's request if it is permitted. Returns the answer, or the message itself if its `msgId` is unknown.
-pub(super) async fn handle(
-    access: &AccessPolicy,
-    common: &CommonOptions,
-    client: &Client,
-    message: Message,
-) -> Message {
-    let id = message.id;
+pub(super) async fn handle(state: &ServerState, client: &Client, message: Message) -> Message {
+    let Message { id, msg, .. } = message;
     let done = match id {
-        NODES => nodes(access, common, client, &message.msg).await,
-        CALL => call(access, common, client, message.msg).await,
-        _ => return message,
+        NODES => nodes(state, client, &msg).await,
+        CALL => call(state, client, msg).await,
+        _ => return Message { msg, ..message },
     };
-    let (msg, id) = (done.unwrap_or_else(|why| error_json(&why)), RESPONSE_OFFSET + id);
     Message {
         api: FLEET_API,
-        id,
-        msg,
+        id: RESPONSE_OFFSET + id,
+        msg: done.unwrap_or_else(|why| error_json(&why)),
     }
 }
 
-async fn nodes(
-    access: &AccessPolicy,
-    common: &CommonOptions,
-    client: &Client,
-    msg: &Value,
-) -> Result<Value, RequestError> {
-    let read = check_token(common, msg).and_then(|()| check_keys(msg, &["selector"]));
-    match read.and_then(|()| parse_selector(common, msg)) {
-        Ok(selector) => to_result("nodes", &access.nodes(client, selector).await?),
-        Err(why) => Err(audit_refusal(access, client, "nodes", why).await),
+async fn nodes(state: &ServerState, client: &Client, msg: &Value) -> Result<Value, RequestError> {
+    let common = &state.config.common;
+    let checked = check_token(common, msg).and_then(|()| check_keys(msg, &["selector"]));
+    match checked.and_then(|()| parse_selector(common, msg)) {
+        Ok(selector) => to_result("nodes", &state.access.nodes(client, selector).await?),
+        Err(why) => {
+            state.access.audit_refusal(client, "nodes", "", &why).await;
+            Err(why)
+        }
     }
 }
 
-async fn call(
-    access: &AccessPolicy,
-    common: &CommonOptions,
-    client: &Client,
-    msg: Value,
-) -> Result<Value, RequestError> {
-    let action = msg.get("action").and_then(Value::as_str).map(str::to_owned);
-    match parse_action_request(common, msg) {
-        Ok(action_request) => to_result("deliveries", &access.command(client, action_request).await?),
-        Err(why) => Err(audit_refusal(access, client, action.as_deref().unwrap_or("call"), why).await),
+async fn call(state: &ServerState, client: &Client, msg: Value) -> Result<Value, RequestError> {
+    let action = msg
+        .get("action")
+        .and_then(Value::as_str)
+        .unwrap_or("call")
+        .to_owned();
+    match parse_action_request(&state.config.common, msg) {
+        Ok(request) => to_result("deliveries", &state.access.command(client, request).await?),
+        Err(why) => {
+            state.access.audit_refusal(client, &action, "", &why).await;
+            Err(why)
+        }
     }
-}
-
-/// Audits a refusal that no other part has audited.
-async fn audit_refusal(
-    access: &AccessPolicy,
-    client: &Client,
-    what: &str,
-    why: RequestError,
-) -> RequestError {
-    access.audit(client, what, "", format!("not done: {why}")).await;
-    why
 }
 
 fn parse_action_request(common: &CommonOptions, msg: Value) -> Result<ActionRequest, RequestError> {

@@ -1,51 +1,23 @@
 //! One connection: messages are answered in order; pushes and heartbeats are written in between.
 
-use std::io;
 use std::pin::pin;
-use std::time::Instant;
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes, BytesMut};
 use swarm_shared::net::clock;
 use swarm_shared::proto::foreign::knut::{Decoder, Item, TERMINATOR};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc};
 
-use super::super::access::Client;
-use super::super::framing::write_all_with_timeout;
-use super::super::listener::ConnectionPermit;
-use super::{
-    FIRST_MESSAGE_TIMEOUT, GATEWAY, HEARTBEAT_INTERVAL, MESSAGE_TIMEOUT, ServerState, WRITE_TIMEOUT,
-};
+use super::super::framing::{FIRST_BYTE_TIMEOUT, MessageDecoder, StreamError, read_message, write_message};
+use super::super::listener::{ConnectionPermit, log_throttled};
+use super::{GATEWAY, HEARTBEAT_INTERVAL, ServerState};
 
-/// Bytes that are read at once.
-const READ_BYTES: usize = 8 * 1024;
 /// Answers that wait to be written; the next message is not read before there is room.
 const QUEUED_RESPONSES_MAX: usize = 1;
-
 /// Longest HTTP method that is recognised, in bytes.
 const HTTP_METHOD_BYTES_MAX: usize = 32;
-
-/// Why a connection ended, unless the client closed it.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum ConnectionEnd {
-    /// [`FIRST_MESSAGE_TIMEOUT`] has passed.
-    #[error("said nothing for {FIRST_MESSAGE_TIMEOUT:?}")]
-    NoFirstMessage,
-    /// [`MESSAGE_TIMEOUT`] has passed.
-    #[error("a message took longer than {MESSAGE_TIMEOUT:?}")]
-    MessageTimeout,
-    /// [`WRITE_TIMEOUT`] has passed.
-    #[error("read nothing for {WRITE_TIMEOUT:?}")]
-    WriteTimeout,
-    /// Most likely a web page had a browser send it, with messages in its body.
-    #[error("began with a request of HTTP, which this gateway does not speak")]
-    HttpRequest,
-    /// The connection failed.
-    #[error(transparent)]
-    Io(#[from] io::Error),
-}
 
 /// Recognises HTTP by the first bytes of a connection: any web page can have a browser send requests to this port. They
 /// begin with a method, and messages never do.
@@ -76,10 +48,47 @@ impl HttpDetector {
     }
 }
 
-fn client_of(permit: &ConnectionPermit) -> Client {
-    Client {
-        from: permit.addr.ip(),
-        user: None,
+/// Splits a client's bytes into items; fails if they begin with an HTTP request. Most likely a web page had a browser send
+/// it, with messages in its body.
+struct ItemDecoder {
+    decoder: Decoder,
+    received: BytesMut,
+    http: HttpDetector,
+    is_http: bool,
+}
+
+impl ItemDecoder {
+    fn new(message_bytes_max: usize) -> Self {
+        Self {
+            decoder: Decoder::new(message_bytes_max),
+            received: BytesMut::new(),
+            http: HttpDetector::default(),
+            is_http: false,
+        }
+    }
+}
+
+impl MessageDecoder for ItemDecoder {
+    type Message = Item;
+
+    fn feed(&mut self, bytes: &[u8]) {
+        self.is_http |= self.http.is_http(bytes);
+        self.received.extend_from_slice(bytes);
+    }
+
+    fn next_message(&mut self) -> Result<Option<Item>, String> {
+        if self.is_http {
+            return Err("began with a request of HTTP, which this gateway does not speak".to_owned());
+        }
+        let mut rest = self.received.as_ref();
+        let item = self.decoder.decode_next(&mut rest);
+        let used = self.received.len() - rest.len();
+        self.received.advance(used);
+        Ok(item)
+    }
+
+    fn has_begun(&self) -> bool {
+        self.decoder.has_partial_message()
     }
 }
 
@@ -99,18 +108,14 @@ pub(super) async fn serve(state: &ServerState, stream: TcpStream, permit: &Conne
             Err(left) => Err(left),
         },
     };
-    if let Err(wrong @ (ConnectionEnd::HttpRequest | ConnectionEnd::MessageTimeout)) = &ended {
-        state
-            .access
-            .audit_malformed(&client_of(permit), &wrong.to_string())
-            .await;
+    if let Err(StreamError::ProtocolError(fault)) = &ended {
+        state.access.audit_malformed(&permit.client(), fault).await;
     }
     match ended {
         Ok(()) => tracing::debug!(gateway = GATEWAY, %addr, "Connection closed by the client"),
-        Err(left) => match permit.throttled_log().count("closed") {
-            Some(count) => tracing::info!(gateway = GATEWAY, %addr, why = %left, count, "Connection closed"),
-            None => tracing::debug!(gateway = GATEWAY, %addr, why = %left, "Connection closed"),
-        },
+        Err(error) => log_throttled!(
+            permit.throttled_log(), "closed", info, gateway = GATEWAY, %addr, %error, "Connection closed"
+        ),
     }
 }
 
@@ -120,64 +125,32 @@ pub(super) async fn read_loop(
     mut from: impl AsyncRead + Unpin,
     permit: &ConnectionPermit,
     answers: mpsc::Sender<Bytes>,
-) -> Result<(), ConnectionEnd> {
-    let client = client_of(permit);
-    let mut opening = HttpDetector::default();
-    let mut decoder = Decoder::new(state.config.common.limits.message_bytes);
-    let mut buffer = [0; READ_BYTES];
-    // Until the first message has come, and the time when the present one began.
-    let mut first = Some(clock::now() + FIRST_MESSAGE_TIMEOUT);
-    let mut begun = None::<Instant>;
-    loop {
-        let reading = from.read(&mut buffer);
-        let count = match (begun.map(|begun| begun + MESSAGE_TIMEOUT), first) {
-            (Some(until), _) => clock::timeout_at(until, reading)
-                .await
-                .map_err(|_late| ConnectionEnd::MessageTimeout)?,
-            (None, Some(until)) => clock::timeout_at(until, reading)
-                .await
-                .map_err(|_late| ConnectionEnd::NoFirstMessage)?,
-            (None, None) => reading.await,
-        }?;
-        if count == 0 {
-            return Ok(());
-        }
-        let mut bytes = buffer.get(..count).unwrap_or_default();
-        if opening.is_http(bytes) {
-            return Err(ConnectionEnd::HttpRequest);
-        }
-        while let Some(item) = decoder.decode_next(&mut bytes) {
-            (first, begun) = (None, None);
-            permit.throttle().await;
-            let message = match item {
-                Item::Heartbeat => continue,
-                Item::Message(message) => message,
-                Item::Invalid(error) => {
-                    let addr = permit.addr;
-                    match permit.throttled_log().count("not a message") {
-                        Some(count) => {
-                            tracing::info!(gateway = GATEWAY, %addr, %error, count, "Invalid message ignored");
-                        }
-                        None => {
-                            tracing::debug!(gateway = GATEWAY, %addr, %error, "Invalid message ignored");
-                        }
-                    }
-                    state.access.audit_malformed(&client, &error.to_string()).await;
-                    continue;
-                }
-            };
-            if let Some(answer) = state.handle(&client, message).await
-                && answers.send(answer.encode().into()).await.is_err()
-            {
-                return Ok(());
+) -> Result<(), StreamError> {
+    let (client, addr) = (permit.client(), permit.addr);
+    let mut decoder = ItemDecoder::new(state.config.common.message_bytes);
+    let mut idle_timeout = Some(FIRST_BYTE_TIMEOUT);
+    while let Some(item) = read_message(&mut from, &mut decoder, idle_timeout).await? {
+        idle_timeout = None;
+        permit.throttle().await;
+        let message = match item {
+            Item::Heartbeat => continue,
+            Item::Message(message) => message,
+            Item::Invalid(error) => {
+                log_throttled!(
+                    permit.throttled_log(), "not a message", info,
+                    gateway = GATEWAY, %addr, %error, "Invalid message ignored"
+                );
+                state.access.audit_malformed(&client, &error.to_string()).await;
+                continue;
             }
-        }
-        begun = if decoder.has_partial_message() {
-            begun.or_else(|| Some(clock::now()))
-        } else {
-            None
         };
+        if let Some(answer) = state.handle(&client, message).await
+            && answers.send(answer.encode().into()).await.is_err()
+        {
+            break;
+        }
     }
+    Ok(())
 }
 
 /// Writes answers, pushes and heartbeats, until there are no more answers to come.
@@ -186,7 +159,7 @@ pub(super) async fn write_loop(
     mut to: impl AsyncWrite + Unpin,
     mut answers: mpsc::Receiver<Bytes>,
     mut pushes: broadcast::Receiver<Bytes>,
-) -> Result<(), ConnectionEnd> {
+) -> Result<(), StreamError> {
     let mut beat = clock::now() + HEARTBEAT_INTERVAL;
     loop {
         let bytes = tokio::select! {
@@ -208,8 +181,6 @@ pub(super) async fn write_loop(
                 Err(RecvError::Closed) => return Ok(()),
             },
         };
-        if !write_all_with_timeout(&mut to, &bytes, WRITE_TIMEOUT).await? {
-            return Err(ConnectionEnd::WriteTimeout);
-        }
+        write_message(&mut to, &bytes).await?;
     }
 }

@@ -9,8 +9,8 @@
 //!
 //! | limit | beyond it |
 //! |---|---|
-//! | [`FIRST_MESSAGE_TIMEOUT`] until the first message, [`MESSAGE_TIMEOUT`] for one that has begun | closed |
-//! | [`WRITE_TIMEOUT`] in which nothing is read | closed |
+//! | [`FIRST_BYTE_TIMEOUT`](super::framing::FIRST_BYTE_TIMEOUT) until the first message, [`MESSAGE_TIMEOUT`](super::framing::MESSAGE_TIMEOUT) for one that has begun | closed |
+//! | [`WRITE_TIMEOUT`](super::framing::WRITE_TIMEOUT) in which nothing is read | closed |
 //! | [`PUSHES_MAX`] pushes that wait for a slow reader | dropped; then it is sent all temperatures |
 //!
 //! A client that has sent a message may be silent for ever, as Knut's clients are. Heartbeats find lost connections.
@@ -39,13 +39,7 @@ use swarm_shared::client::EventStream;
 use temperatures::TemperatureCache;
 
 /// The gateway's name in the configuration.
-const GATEWAY: &str = "knut";
-/// How long a new connection may send nothing.
-pub const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a message may take from its first byte to its last.
-pub const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a client may read nothing.
-pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+const GATEWAY: &str = KnutConfig::NAME;
 /// Time between two heartbeats.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 /// Pushes that wait for one slow reader.
@@ -130,7 +124,7 @@ impl ServerState {
                     .await;
                 Some(answer)
             }
-            api::FLEET_API => Some(api::handle(&self.access, &self.config.common, client, message).await),
+            api::FLEET_API => Some(api::handle(self, client, message).await),
             _ => {
                 tracing::debug!(gateway = GATEWAY, api, id, "Message returned: unknown API");
                 Some(message)

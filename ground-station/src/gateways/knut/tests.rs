@@ -14,9 +14,10 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::config::gateways::{ConnectionLimits, GatewaysConfig};
+use crate::config::gateways::{CommonOptions, GatewaysConfig};
 use crate::engine::transport::bridge::BridgedDevices;
 use crate::gateways::Gateways;
+use crate::gateways::framing::StreamError;
 use crate::gateways::listener::ConnectionPermit;
 use crate::gateways::tests::{test_advertisement, test_context};
 use crate::store::Store;
@@ -320,10 +321,7 @@ async fn push_reaches_all_clients_and_shutdown_closes_them() {
 }
 
 fn test_permit() -> ConnectionPermit {
-    ConnectionPermit::for_outgoing(
-        SocketAddr::from(([127, 0, 0, 1], 1)),
-        &ConnectionLimits::default(),
-    )
+    ConnectionPermit::for_outgoing(SocketAddr::from(([127, 0, 0, 1], 1)), &CommonOptions::at(0))
 }
 
 /// The state of a gateway with default limits, and its context.
@@ -378,10 +376,7 @@ async fn knut_client_that_does_not_read_is_closed() {
     let (_answers, outgoing) = mpsc::channel(1);
     let started = tokio::time::Instant::now();
     let ended = connection::write_loop(&state, ours, outgoing, state.pushes.subscribe()).await;
-    assert!(
-        matches!(ended, Err(connection::ConnectionEnd::WriteTimeout)),
-        "{ended:?}"
-    );
+    assert!(matches!(ended, Err(StreamError::ConnectionLost(_))), "{ended:?}");
     // The stream holds sixteen heartbeats.
     let waited = started.elapsed();
     assert!(
@@ -393,10 +388,10 @@ async fn knut_client_that_does_not_read_is_closed() {
 #[tokio::test(start_paused = true)]
 async fn silent_and_slow_senders_are_closed() {
     for (said, wanted) in [
-        (&b""[..], "said nothing"),
-        (b"\n\n", "said nothing"),
-        (b"{\"api", "took longer"),
-        (b"\0{", "took longer"),
+        (&b""[..], "silent for 10s"),
+        (b"\n\n", "silent for 10s"),
+        (b"{\"api", "was not whole within 10s"),
+        (b"\0{", "was not whole within 10s"),
     ] {
         let (state, _house, _dir) = test_state().await;
         let (ours, mut theirs) = tokio::io::duplex(64);
@@ -452,7 +447,7 @@ async fn http_requests_are_rejected() {
             let ended = connection::read_loop(&state, ours, &permit, answers).await;
             says.await.expect("said");
             assert_eq!(
-                matches!(ended, Err(connection::ConnectionEnd::HttpRequest)),
+                matches!(ended, Err(StreamError::ProtocolError(_))),
                 wanted,
                 "{head} {ended:?}"
             );

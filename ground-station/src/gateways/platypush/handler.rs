@@ -31,7 +31,7 @@ use crate::gateways::access::{self, AccessPolicy, ActionRequest, Client, Request
 use crate::gateways::context::GatewayContext;
 use crate::text::pluralize;
 use swarm_shared::api::{
-    ActRequest, AdminRequest, Delivery, Event, HistoryQuery, HistoryRequest, NodeView, PeerView, Request,
+    ActRequest, AdminRequest, Delivery, Event, HistoryQuery, HistoryRequest, NodeView, PeerView,
 };
 
 /// Longest response, in bytes.
@@ -47,12 +47,15 @@ pub struct RequestHandler {
     common: CommonOptions,
 }
 
-/// A request whose action and arguments are valid.
-struct ParsedRequest {
-    action: ParsedAction,
-    selector: Selector,
-    /// Whether the request has a target of its own.
-    has_target: bool,
+/// What a connection does after a message.
+#[derive(Debug)]
+pub enum MessageEnd {
+    /// It sends this response.
+    Respond(Response),
+    /// It sends this response and closes, so that each guess of a token takes a new connection.
+    RespondAndClose(Response),
+    /// It sends nothing.
+    Drop,
 }
 
 /// `output` and `errors` of a response.
@@ -73,7 +76,7 @@ impl RequestHandler {
         &self.access
     }
 
-    /// Whether the gateway permits this action, and the action takes arguments of these names.
+    /// Checks that the gateway permits this action, and that the action takes arguments of these names.
     ///
     /// # Errors
     /// The reason, and what to change.
@@ -93,7 +96,7 @@ impl RequestHandler {
     ///
     /// # Errors
     /// The response to send.
-    pub async fn authenticate(&self, client: &Client, request: &platypush::Request) -> Result<(), Response> {
+    async fn authenticate(&self, client: &Client, request: &platypush::Request) -> Result<(), Response> {
         let Some(token) = &self.common.token else {
             return Ok(());
         };
@@ -108,20 +111,33 @@ impl RequestHandler {
             fault,
             "Request refused"
         );
-        let outcome = format!("not done: {fault}");
-        self.access.audit(client, &request.action, "", outcome).await;
+        self.access
+            .audit_refusal(client, &request.action, "", &fault)
+            .await;
         Err(self.build_response(request.id.clone(), request.origin.clone(), Err(fault.to_owned())))
     }
 
-    /// Handles a request that had arrived when its client disconnected: an emergency stop is carried out, other requests
-    /// are not, since they would be late.
-    pub async fn handle_after_disconnect(&self, client: &Client, request: platypush::Request) {
-        if request.action == STATION_STOP {
-            let _unsent = self.handle(client, request).await;
-        } else {
-            let outcome = "not done: the client has disconnected".to_owned();
-            self.access.audit(client, &request.action, "", outcome).await;
+    /// Handles one message of a connection: authenticates and carries out its request. `disconnected`: the client does not
+    /// get the response, so that only an emergency stop is carried out; other requests would be late.
+    pub async fn handle_message(
+        &self,
+        client: &Client,
+        parsed: Result<platypush::Request, BadMessage>,
+        disconnected: bool,
+    ) -> MessageEnd {
+        let request = match parsed {
+            Ok(request) => request,
+            Err(bad) => return MessageEnd::Respond(self.reject(client, bad).await),
+        };
+        if let Err(refused) = self.authenticate(client, &request).await {
+            return MessageEnd::RespondAndClose(refused);
         }
+        if disconnected && request.action != STATION_STOP {
+            let why = "the client has disconnected";
+            self.access.audit_refusal(client, &request.action, "", &why).await;
+            return MessageEnd::Drop;
+        }
+        MessageEnd::Respond(self.handle(client, request).await)
     }
 
     /// Carries out a request if it is permitted, and audits it.
@@ -129,24 +145,24 @@ impl RequestHandler {
         let (id, asker) = (request.id.clone(), request.origin.clone());
         let (action, target) = (request.action.clone(), request.target.clone());
         let done = match self.parse(request) {
-            Ok(parsed) => self.execute(client, parsed).await,
+            Ok((action, selector)) => self.execute(client, action, selector).await,
             Err(why) => {
-                let (target, outcome) = (target.unwrap_or_default(), format!("not done: {why}"));
-                self.access.audit(client, &action, &target, outcome).await;
+                let target = target.unwrap_or_default();
+                self.access.audit_refusal(client, &action, &target, &why).await;
                 Err(why)
             }
         };
         self.build_response(id, asker, done.map_err(|why| why.to_string()))
     }
 
-    /// The response to an invalid message, which is audited.
+    /// The response to an invalid message; it is audited.
     pub async fn reject(&self, client: &Client, bad: BadMessage) -> Response {
         let fault = bad.fault.to_string();
         self.access.audit_malformed(client, &fault).await;
         self.build_response(bad.id, bad.origin, Err(fault))
     }
 
-    /// The response to bytes that are no message, which are audited.
+    /// The response to bytes that are not a message; they are audited.
     pub async fn reject_unparsed(&self, client: &Client, fault: &str) -> Response {
         self.access.audit_malformed(client, fault).await;
         let id = platypush::id_from_random(random_id());
@@ -183,31 +199,32 @@ impl RequestHandler {
         }
     }
 
-    fn parse(&self, request: platypush::Request) -> Result<ParsedRequest, RequestError> {
-        let named = request.target.is_some();
+    /// The action of a request and its nodes.
+    fn parse(&self, request: platypush::Request) -> Result<(ParsedAction, Selector), RequestError> {
         let selector = match &request.target {
             None => self.common.target.clone(),
             Some(text) => access::parse_selector(text)?,
         };
-        let action = parsed_action::parse(request.action, request.args).map_err(RequestError::Usage)?;
-        if matches!(action, ParsedAction::History(_)) && named && selector.has_tags() {
-            return Err(RequestError::Usage(
-                "the history does not keep tags: let target be names, globs or id:PREFIX".to_owned(),
-            ));
+        let mut action = parsed_action::parse(request.action, request.args).map_err(RequestError::Usage)?;
+        if let ParsedAction::History(query) = &mut action
+            && request.target.is_some()
+        {
+            if selector.has_tags() {
+                return Err(RequestError::Usage(
+                    "the history does not keep tags: let target be names, globs or id:PREFIX".to_owned(),
+                ));
+            }
+            query.nodes = Some(selector.clone());
         }
-        Ok(ParsedRequest {
-            action,
-            selector,
-            has_target: named,
-        })
+        Ok((action, selector))
     }
 
-    async fn execute(&self, client: &Client, request: ParsedRequest) -> Result<HandlerOutput, RequestError> {
-        let ParsedRequest {
-            action,
-            selector,
-            has_target,
-        } = request;
+    async fn execute(
+        &self,
+        client: &Client,
+        action: ParsedAction,
+        selector: Selector,
+    ) -> Result<HandlerOutput, RequestError> {
         match action {
             ParsedAction::Command {
                 action,
@@ -229,26 +246,21 @@ impl RequestHandler {
                 let nodes: Vec<_> = nodes.into_iter().map(NodeView::with_texts).collect();
                 Ok((json!(nodes), Vec::new()))
             }
-            ParsedAction::History(mut query) => {
-                query.nodes = has_target.then_some(selector);
-                self.history(client, query).await
-            }
+            ParsedAction::History(query) => self.history(client, query).await,
             ParsedAction::SendToPeers { peer, message } => self.send_to_peers(client, peer, &message).await,
             ParsedAction::Stop => {
                 let request = ActRequest::Stop {
-                    selector: selector.clone(),
+                    selector,
                     timeout_ms: Some(duration::to_ms(self.common.timeout)),
                 };
-                self.stop_or_release(client, STATION_STOP, &selector, request)
-                    .await
+                self.stop_or_release(client, STATION_STOP, request).await
             }
             ParsedAction::Release => {
                 let request = ActRequest::Release {
-                    selector: selector.clone(),
+                    selector,
                     timeout_ms: duration::to_ms(self.common.timeout),
                 };
-                self.stop_or_release(client, "station.release", &selector, request)
-                    .await
+                self.stop_or_release(client, "station.release", request).await
             }
         }
     }
@@ -257,35 +269,22 @@ impl RequestHandler {
         &self,
         client: &Client,
         what: &str,
-        selector: &Selector,
-        request: impl Into<Request>,
+        request: ActRequest,
     ) -> Result<HandlerOutput, RequestError> {
         let permitted = self.access.permit_named(what, &Permission::Frame(Kind::Stop));
-        let audit_scope = self.access.begin_audit(client, what, selector.as_str());
+        let audit_scope = self.access.begin_audit(client, what, request.selector().as_str());
         let audit_scope = audit_scope.aggregate_if(permitted.is_err());
-        let mut deliveries = Vec::new();
-        let done = match permitted {
-            Ok(()) => {
-                let take = |event| {
-                    if let Event::Delivery(delivery) = event {
-                        deliveries.push(delivery);
-                    }
-                };
-                self.access.request(client, request, take).await
-            }
+        let deliveries = match permitted {
+            Ok(()) => self.access.deliveries(client, request).await,
             Err(refused) => Err(refused),
         };
-        let came = done.map(|()| summarize(&deliveries, true));
-        let noted = match &came {
-            Ok((_, errors)) => format!(
-                "{}, {} not done",
-                pluralize(deliveries.len(), "node"),
-                errors.len()
-            ),
+        let output = deliveries.map(|deliveries| (deliveries.len(), summarize(&deliveries, true)));
+        let outcome = match &output {
+            Ok((nodes, (_, errors))) => format!("{}, {} not done", pluralize(nodes, "node"), errors.len()),
             Err(why) => format!("not done: {why}"),
         };
-        audit_scope.finish(noted).await;
-        came
+        audit_scope.finish(outcome).await;
+        output.map(|(_, output)| output)
     }
 
     async fn send_to_peers(
@@ -299,8 +298,9 @@ impl RequestHandler {
             .permit_named(SEND_TO_PEERS, &Permission::Command(ActionClass::Modify))
         {
             let to = peer.unwrap_or_else(|| "all peers".to_owned());
-            let outcome = format!("not done: {refused}");
-            self.access.audit(client, SEND_TO_PEERS, &to, outcome).await;
+            self.access
+                .audit_refusal(client, SEND_TO_PEERS, &to, &refused)
+                .await;
             return Err(refused);
         }
         let request = AdminRequest::SendToPeers {
@@ -309,13 +309,13 @@ impl RequestHandler {
             message: BASE64.encode(message),
         };
         let mut peers = Vec::new();
-        let take = |event| {
+        // The engine audits it.
+        let mut events = self.access.perform(client, request).await;
+        while let Some(event) = events.next().await? {
             if let Event::Peer(peer) = event {
                 peers.push(peer);
             }
-        };
-        // The engine audits it.
-        self.access.request(client, request, take).await?;
+        }
         let fault = |peer: &PeerView| Some(format!("{}: {}", peer.peer, peer.error.as_ref()?));
         let errors = peers.iter().filter_map(fault).collect();
         Ok((json!(peers), errors))
@@ -323,24 +323,24 @@ impl RequestHandler {
 
     async fn history(&self, client: &Client, query: HistoryQuery) -> Result<HandlerOutput, RequestError> {
         let one = query.number.is_some();
-        let audit_scope = self.access.begin_audit(client, "history", "").aggregate_if(true);
-        let (mut commands, mut deliveries) = (Vec::new(), Vec::new());
-        let asked = self
-            .access
-            .request(client, HistoryRequest::Commands { query }, |event| {
+        let work = async {
+            let (mut commands, mut deliveries) = (Vec::new(), Vec::new());
+            let request = HistoryRequest::Commands { query };
+            let mut events = self.access.perform(client, request).await;
+            while let Some(event) = events.next().await? {
                 if let Event::Command(command) | Event::CommandDetails(command) = event {
                     commands.push(json!(command));
                 } else if let Event::HistoryDelivery(delivery) = event {
                     deliveries.push(json!(delivery));
                 }
-            });
-        let asked = asked.await;
-        let outcome = match &asked {
-            Ok(()) => pluralize(commands.len(), "command"),
-            Err(why) => format!("not done: {why}"),
+            }
+            Ok((commands, deliveries))
         };
-        audit_scope.finish(outcome).await;
-        asked?;
+        let count = |(commands, _): &(Vec<Value>, Vec<Value>)| pluralize(commands.len(), "command");
+        let (mut commands, deliveries) = self
+            .access
+            .audited(client, ("history", ""), true, work, count)
+            .await?;
         let output = if one {
             json!({ "command": commands.pop(), "deliveries": deliveries })
         } else {

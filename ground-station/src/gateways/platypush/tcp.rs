@@ -15,8 +15,8 @@ use std::time::Duration;
 use swarm_shared::proto::foreign::platypush::{MessageReader, Request, Response};
 use tokio::net::TcpStream;
 
-use super::handler::{RequestHandler, random_id};
-use crate::config::gateways::PlatypushTcpConfig;
+use super::handler::{MessageEnd, RequestHandler, random_id};
+use crate::config::gateways::{CommonOptions, PlatypushTcpConfig};
 use crate::gateways::access::Client;
 use crate::gateways::context::{GatewayContext, GatewayError};
 use crate::gateways::framing::{
@@ -25,7 +25,7 @@ use crate::gateways::framing::{
 use crate::gateways::listener::{ConnectionPermit, GatewayListener};
 
 /// The gateway's name in the configuration.
-const GATEWAY: &str = "platypush_tcp";
+const GATEWAY: &str = PlatypushTcpConfig::NAME;
 /// The service that programs look for by mDNS.
 const SERVICE: &str = "_platypush-tcp._tcp.local.";
 
@@ -39,19 +39,17 @@ pub async fn open(config: &PlatypushTcpConfig, context: &GatewayContext) -> Resu
         context.publish(SERVICE, listens).await;
     }
     let handler = RequestHandler::new(GATEWAY, &config.common, context);
-    let limits = config.common.limits.clone();
+    let CommonOptions {
+        message_bytes, idle, ..
+    } = config.common;
     context.tasks.spawn(listener.serve(move |stream, permit| {
-        let (message_max, idle) = (limits.message_bytes, limits.idle);
         let connection = Connection {
             handler: handler.clone(),
-            client: Client {
-                from: permit.addr.ip(),
-                user: None,
-            },
+            client: permit.client(),
             permit,
             idle_timeout: idle,
         };
-        connection.serve(stream, MessageReader::new(message_max))
+        connection.serve(stream, MessageReader::new(message_bytes))
     }));
     Ok(())
 }
@@ -69,8 +67,8 @@ impl Connection {
         let addr = self.permit.addr;
         match self.run(&mut stream, &mut reader).await {
             Ok(()) => {}
-            Err(StreamError::ConnectionLost(why)) => {
-                tracing::debug!(gateway = GATEWAY, %addr, why, "Connection lost");
+            Err(lost @ (StreamError::ConnectionLost(_) | StreamError::Silent(_))) => {
+                tracing::debug!(gateway = GATEWAY, %addr, %lost, "Connection ended");
             }
             Err(StreamError::ProtocolError(fault)) => {
                 tracing::debug!(gateway = GATEWAY, %addr, fault, "Connection closed");
@@ -102,26 +100,17 @@ impl Connection {
             };
             self.permit.throttle().await;
             idle_timeout = self.idle_timeout;
-            let request = match Request::parse(&message, random_id()) {
-                Ok(request) => request,
-                Err(bad) => {
-                    let refused = self.handler.reject(&self.client, bad).await;
-                    self.send_response(stream, &refused, &mut lost).await;
-                    continue;
-                }
-            };
+            let parsed = Request::parse(&message, random_id());
             drop(message);
-            if let Err(refused) = self.handler.authenticate(&self.client, &request).await {
-                // Each guess of a token has to take a new connection.
-                self.send_response(stream, &refused, &mut lost).await;
-                return lost.map_or(Ok(()), Err);
+            let end = self.handler.handle_message(&self.client, parsed, lost.is_some());
+            match end.await {
+                MessageEnd::Respond(response) => self.send_response(stream, &response, &mut lost).await,
+                MessageEnd::RespondAndClose(response) => {
+                    self.send_response(stream, &response, &mut lost).await;
+                    return lost.map_or(Ok(()), Err);
+                }
+                MessageEnd::Drop => {}
             }
-            if lost.is_some() {
-                self.handler.handle_after_disconnect(&self.client, request).await;
-                continue;
-            }
-            let response = self.handler.handle(&self.client, request).await;
-            self.send_response(stream, &response, &mut lost).await;
         }
     }
 

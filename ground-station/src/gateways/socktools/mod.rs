@@ -32,16 +32,15 @@ use tokio::net::tcp::OwnedReadHalf;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::access::Client;
 use super::context::{GatewayContext, GatewayError};
 use super::framing::{DRAIN_MESSAGES_MAX, StreamError, close_gracefully, read_message, write_message};
 use super::listener::{ConnectionPermit, GatewayListener, log_throttle};
-use super::platypush::handler::{RequestHandler, random_id, takes_no_arguments};
-use crate::config::gateways::{RawEncoding, SocktoolsConfig};
+use super::platypush::handler::{MessageEnd, RequestHandler, random_id, takes_no_arguments};
+use crate::config::gateways::{CommonOptions, RawEncoding, SocktoolsConfig};
 use peers::{OutgoingMessage, PeerGuard, PeerRegistry};
 
 /// The gateway's name in the configuration.
-pub const GATEWAY: &str = "socktools";
+pub const GATEWAY: &str = SocktoolsConfig::NAME;
 /// How long a connection attempt may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Upper bound of the pause after one failed attempt; it doubles with each further one.
@@ -164,14 +163,10 @@ impl Server {
             .await;
             match connected {
                 Ok(stream) => {
-                    match attempts.on_connected() {
-                        0 => tracing::info!(gateway = GATEWAY, %addr, "Peer connected"),
-                        failed => {
-                            tracing::info!(gateway = GATEWAY, %addr, failed, "Peer connected after failed attempts");
-                        }
-                    }
+                    let failed = attempts.on_connected();
+                    tracing::info!(gateway = GATEWAY, %addr, failed, "Peer connected");
                     let since = clock::now();
-                    let permit = ConnectionPermit::for_outgoing(addr, &self.config.common.limits);
+                    let permit = ConnectionPermit::for_outgoing(addr, &self.config.common);
                     self.serve(stream, &permit, true).await;
                     failures = if clock::since(since) >= STABLE_CONNECTION_MIN {
                         0
@@ -181,13 +176,12 @@ impl Server {
                 }
                 Err(error) => {
                     match attempts.on_failure(clock::now()) {
-                        Some(1) => {
-                            tracing::warn!(gateway = GATEWAY, %error, "Peer not connected; trying again");
-                        }
                         Some(failed) => {
-                            tracing::warn!(gateway = GATEWAY, %error, failed, "Peer still not connected; trying again");
+                            tracing::warn!(gateway = GATEWAY, %error, failed, "Peer not connected; trying again");
                         }
-                        None => tracing::debug!(gateway = GATEWAY, %error, "Peer still not connected"),
+                        None => {
+                            tracing::debug!(gateway = GATEWAY, %error, "Peer not connected; trying again");
+                        }
                     }
                     failures += 1;
                 }
@@ -217,10 +211,10 @@ impl Server {
         drop(guard);
         match ended {
             Ok(()) => tracing::debug!(gateway = GATEWAY, %addr, "Peer disconnected"),
-            Err(StreamError::ConnectionLost(why) | StreamError::ProtocolError(why)) => {
+            Err(error) => {
                 let mut dropped = self.drop_log.lock();
                 if let Some(count) = dropped.count(clock::now()) {
-                    tracing::info!(gateway = GATEWAY, %addr, why, count, "Peer connection closed");
+                    tracing::info!(gateway = GATEWAY, %addr, %error, count, "Peer connection closed");
                 }
             }
         }
@@ -238,16 +232,14 @@ impl Server {
         permit: &ConnectionPermit,
         lost: &CancellationToken,
     ) -> Result<(), StreamError> {
-        let limits = &self.config.common.limits;
-        let client = Client {
-            from: permit.addr.ip(),
-            user: None,
-        };
-        let mut reader = MessageReader::new(limits.message_bytes);
+        let CommonOptions {
+            message_bytes, idle, ..
+        } = self.config.common;
+        let client = permit.client();
+        let mut reader = MessageReader::new(message_bytes);
         let mut left = DRAIN_MESSAGES_MAX;
         loop {
-            let since = clock::now();
-            let receiving = read_message(from, &mut reader, limits.idle);
+            let receiving = read_message(from, &mut reader, idle);
             let received = match lost.run_until_cancelled(receiving).await {
                 Some(received) => received,
                 None if left == 0 => return Ok(()),
@@ -258,28 +250,17 @@ impl Server {
             };
             let message = match received {
                 Ok(Some(message)) => message,
-                Ok(None) if clock::since(since) >= limits.idle => {
-                    let idle = limits.idle;
-                    return Err(StreamError::ConnectionLost(format!(
-                        "it was silent for {idle:?} (`idle`)"
-                    )));
-                }
                 Ok(None) => return Ok(()),
                 Err(StreamError::ProtocolError(fault)) => {
                     let refused = self.handler.reject_unparsed(&client, &fault).await;
                     self.respond(guard, lost, &refused).await;
                     return Err(StreamError::ProtocolError(fault));
                 }
-                Err(lost @ StreamError::ConnectionLost(_)) => return Err(lost),
+                Err(ended @ (StreamError::ConnectionLost(_) | StreamError::Silent(_))) => return Err(ended),
             };
             permit.throttle().await;
-            let request = match self.classify(message) {
-                Incoming::Request(request) => request,
-                Incoming::Invalid(bad) => {
-                    let refused = self.handler.reject(&client, bad).await;
-                    self.respond(guard, lost, &refused).await;
-                    continue;
-                }
+            let parsed = match self.classify(message) {
+                Incoming::Request(parsed) => parsed,
                 Incoming::NotUtf8 => {
                     let fault = "the message is not text in UTF-8";
                     let refused = self.handler.reject_unparsed(&client, fault).await;
@@ -291,17 +272,15 @@ impl Server {
                     continue;
                 }
             };
-            if let Err(refused) = self.handler.authenticate(&client, &request).await {
-                // Each guess of a token has to take a new connection.
-                self.respond(guard, lost, &refused).await;
-                return Ok(());
+            let end = self.handler.handle_message(&client, parsed, lost.is_cancelled());
+            match end.await {
+                MessageEnd::Respond(response) => self.respond(guard, lost, &response).await,
+                MessageEnd::RespondAndClose(response) => {
+                    self.respond(guard, lost, &response).await;
+                    return Ok(());
+                }
+                MessageEnd::Drop => {}
             }
-            if lost.is_cancelled() {
-                self.handler.handle_after_disconnect(&client, request).await;
-                continue;
-            }
-            let response = self.handler.handle(&client, request).await;
-            self.respond(guard, lost, &response).await;
         }
     }
 
@@ -314,13 +293,10 @@ impl Server {
         match (kind, &self.config.raw_action) {
             (Some("response"), _) => Incoming::NoReply("response"),
             (Some("event"), _) => Incoming::NoReply("event"),
-            (Some("request"), _) | (_, None) => match Request::parse(&message, random_id()) {
-                Ok(request) => Incoming::Request(request),
-                Err(bad) => Incoming::Invalid(bad),
-            },
+            (Some("request"), _) | (_, None) => Incoming::Request(Request::parse(&message, random_id())),
             // Any message triggers an action without arguments.
             (_, Some(action)) if takes_no_arguments(action) => {
-                Incoming::Request(raw_request(action, Value::Null))
+                Incoming::Request(Ok(raw_request(action, Value::Null)))
             }
             (_, Some(action)) => {
                 let config = &self.config;
@@ -332,7 +308,7 @@ impl Server {
                 };
                 let mut arguments = serde_json::Map::new();
                 arguments.insert(config.raw_argument.clone(), argument.into());
-                Incoming::Request(raw_request(action, Value::Object(arguments)))
+                Incoming::Request(Ok(raw_request(action, Value::Object(arguments))))
             }
         }
     }
@@ -346,8 +322,7 @@ impl Server {
 
 /// How a peer's message is handled.
 enum Incoming {
-    Request(Request),
-    Invalid(BadMessage),
+    Request(Result<Request, BadMessage>),
     /// Not the text that the action takes.
     NotUtf8,
     /// Not answered; the kind is for the log.

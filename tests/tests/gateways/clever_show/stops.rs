@@ -280,7 +280,7 @@ fn gateway_without_stop_action_warns_at_start() {
         let show = DroneHarness::new(gateway);
         show.port();
         let log = show.station.log().join("\n");
-        log.contains("an emergency stop tells these drones nothing")
+        log.contains("Emergency stops are not sent to these drones")
     };
     assert!(warned("stop_action = \"\""));
     assert!(warned("role = \"observer\""));

@@ -51,26 +51,12 @@ pub struct Hook {
 
 /// An argument of a hook's action.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "RawParameter")]
-pub struct Parameter {
-    source: Source,
-    /// Its name in the source; that of the parameter if empty.
-    key: String,
-    kind: Type,
-    pattern: Option<Pattern>,
-    min: Option<Number>,
-    max: Option<Number>,
-    choices: Vec<Value>,
-    default: Option<Value>,
-}
-
-#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RawParameter {
+pub struct Parameter {
     #[serde(default)]
-    from: SourceKind,
-    #[serde(default)]
-    key: String,
+    from: Source,
+    /// Its name in the source; that of the parameter if absent.
+    key: Option<String>,
     #[serde(default)]
     r#type: Type,
     #[serde(default, deserialize_with = "pattern")]
@@ -80,27 +66,21 @@ struct RawParameter {
     #[serde(default)]
     choices: Vec<Value>,
     default: Option<Value>,
+    /// The value of a const.
     value: Option<Value>,
 }
 
-#[derive(Clone, Copy, Default, Deserialize)]
+/// Where the value of a parameter comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum SourceKind {
-    #[default]
-    Query,
-    Body,
-    Const,
-}
-
-/// Where a parameter comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Source {
+enum Source {
     /// `?key=value`.
+    #[default]
     Query,
     /// A field of the body, which is a form or a JSON object.
     Body,
     /// The configuration.
-    Const(Value),
+    Const,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -150,27 +130,19 @@ pub struct BadValue {
 const TEXT_BYTES_MAX: usize = 4096;
 
 impl Hook {
-    pub(super) fn set_default_keys(&mut self) {
-        for (name, parameter) in &mut self.parameters {
-            if parameter.key.is_empty() {
-                parameter.key.clone_from(name);
-            }
-        }
-    }
-
     /// The arguments that a call gives the action.
     ///
     /// # Errors
     /// [`BadValue`].
     pub fn arguments(&self, given: HookInput<'_>) -> Result<Map<String, Value>, BadValue> {
-        let values = self.parameters.iter().filter_map(|(name, parameter)| {
-            let value = parameter.extract(given).map_err(|rule| BadValue {
+        let arguments = self.parameters.iter().map(|(name, parameter)| {
+            let value = parameter.extract(name, given).map_err(|rule| BadValue {
                 name: name.clone(),
                 rule,
             });
-            Some(value.transpose()?.map(|value| (name.clone(), value)))
+            Ok((name.clone(), value?))
         });
-        values.collect()
+        arguments.collect()
     }
 }
 
@@ -192,41 +164,21 @@ fn pattern<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Pattern>, D::Err
     value::text(from, Pattern::parse).map(Some)
 }
 
-impl TryFrom<RawParameter> for Parameter {
-    type Error = String;
-
-    fn try_from(raw: RawParameter) -> Result<Self, String> {
-        let source = match (raw.from, raw.value) {
-            (SourceKind::Query, None) => Source::Query,
-            (SourceKind::Body, None) => Source::Body,
-            (SourceKind::Const, Some(value)) => Source::Const(value),
-            (SourceKind::Const, None) => return Err("from = \"const\" needs a `value`".to_owned()),
-            (SourceKind::Query | SourceKind::Body, Some(_)) => {
+impl Parameter {
+    /// Checks keys that depend on one another, and the values that the configuration itself gives.
+    pub(super) fn check_definition(&self) -> Result<(), String> {
+        match (self.from, &self.value) {
+            (Source::Const, None) => return Err("from = \"const\" needs a `value`".to_owned()),
+            (Source::Query | Source::Body, Some(_)) => {
                 return Err("`value` needs from = \"const\"".to_owned());
             }
-        };
-        let parameter = Self {
-            source,
-            key: raw.key,
-            kind: raw.r#type,
-            pattern: raw.pattern,
-            min: raw.min,
-            max: raw.max,
-            choices: raw.choices,
-            default: raw.default,
-        };
-        parameter.check_definition()?;
-        Ok(parameter)
-    }
-}
-
-impl Parameter {
-    /// Checks the values that the configuration itself gives.
-    fn check_definition(&self) -> Result<(), String> {
-        if self.pattern.is_some() && self.kind != Type::String {
+            (Source::Const, Some(_)) | (Source::Query | Source::Body, None) => {}
+        }
+        if self.pattern.is_some() && self.r#type != Type::String {
             return Err("`pattern` is for type string".to_owned());
         }
-        if (self.min.is_some() || self.max.is_some()) && !matches!(self.kind, Type::Integer | Type::Number) {
+        if (self.min.is_some() || self.max.is_some()) && !matches!(self.r#type, Type::Integer | Type::Number)
+        {
             return Err("`min` and `max` are for types integer and number".to_owned());
         }
         let is_scalar = |value: &Value| value.is_string() || value.is_number() || value.is_boolean();
@@ -235,11 +187,7 @@ impl Parameter {
                 "`choices` holds {choice}, which is not a text, a number, true or false"
             ));
         }
-        let constant = match &self.source {
-            Source::Const(value) => Some(value),
-            Source::Query | Source::Body => None,
-        };
-        for (key, value) in [("value", constant), ("default", self.default.as_ref())] {
+        for (key, value) in [("value", &self.value), ("default", &self.default)] {
             if let Some(value) = value {
                 self.check(value)
                     .map_err(|rule| format!("`{key}` is {value}, but it {rule}"))?;
@@ -248,34 +196,32 @@ impl Parameter {
         Ok(())
     }
 
-    fn extract(&self, given: HookInput<'_>) -> Result<Option<Value>, String> {
-        let value = match &self.source {
-            Source::Const(value) => return Ok(Some(value.clone())),
-            Source::Query => given.query.get(&self.key).map(|text| self.parse_text(text)),
-            Source::Body => given.body.and_then(|body| body.get(&self.key)).map(|value| {
-                // A form has only texts.
-                value
-                    .as_str()
-                    .map_or_else(|| value.clone(), |text| self.parse_text(text))
-            }),
+    /// The value of the parameter with this name in a call; an error is the rule that it breaks.
+    fn extract(&self, name: &str, given: HookInput<'_>) -> Result<Value, String> {
+        let key = self.key.as_deref().unwrap_or(name);
+        let (place, value) = match self.from {
+            Source::Const => return Ok(self.value.clone().unwrap_or_default()),
+            Source::Query => ("query", given.query.get(key).map(|text| self.parse_text(text))),
+            Source::Body => (
+                "body",
+                given.body.and_then(|body| body.get(key)).map(|value| {
+                    // A form has only texts.
+                    value
+                        .as_str()
+                        .map_or_else(|| value.clone(), |text| self.parse_text(text))
+                }),
+            ),
         };
         match (value, &self.default) {
-            (Some(value), _) => self.check(&value).map(|()| Some(value)),
-            (None, Some(default)) => Ok(Some(default.clone())),
-            (None, None) => {
-                let place = if self.source == Source::Query {
-                    "query"
-                } else {
-                    "body"
-                };
-                Err(format!("{:?} is missing in the {place}", self.key))
-            }
+            (Some(value), _) => self.check(&value).map(|()| value),
+            (None, Some(default)) => Ok(default.clone()),
+            (None, None) => Err(format!("{key:?} is missing in the {place}")),
         }
     }
 
     /// The value that a text stands for; the text itself if it stands for none.
     fn parse_text(&self, text: &str) -> Value {
-        let read = match self.kind {
+        let read = match self.r#type {
             Type::String => None,
             Type::Integer => text.parse().ok().map(|number: i64| number.into()),
             Type::Number => text
@@ -292,7 +238,7 @@ impl Parameter {
     }
 
     fn check(&self, value: &Value) -> Result<(), String> {
-        let fits = match self.kind {
+        let fits = match self.r#type {
             Type::String => value.as_str().is_some_and(|text| {
                 text.len() <= TEXT_BYTES_MAX
                     && !text.contains('\0')
@@ -319,7 +265,7 @@ impl Parameter {
     }
 
     fn rule(&self) -> String {
-        let mut rule = match self.kind {
+        let mut rule = match self.r#type {
             Type::String => "has to be a text".to_owned(),
             Type::Integer => "has to be a whole number".to_owned(),
             Type::Number => "has to be a number".to_owned(),

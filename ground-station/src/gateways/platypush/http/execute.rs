@@ -18,7 +18,7 @@ pub(super) async fn execute(
     request: extract::Request,
 ) -> Result<Response, HttpError> {
     let (parts, content) = request.into_parts();
-    let bytes = body::read(content, &app.config.common.limits).await?;
+    let bytes = body::read(content, &app.config.common).await?;
     let parsed = Request::parse(&bytes, random_id());
     let token = match &parsed {
         Ok(request) => request.token.as_deref(),

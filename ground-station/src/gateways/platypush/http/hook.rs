@@ -10,6 +10,7 @@ use axum::response::Response;
 use axum::{Extension, extract};
 use serde_json::{Map, Value, json};
 use swarm_shared::proto::foreign::platypush::{Request, id_from_random};
+use swarm_shared::proto::wire::ContentEncoding;
 
 use super::super::handler::random_id;
 use super::Shared;
@@ -93,7 +94,7 @@ async fn run_hook(
         let text = "this was sent by a page of another site: give the hook a token";
         return Err(HttpError::new(StatusCode::FORBIDDEN, text));
     }
-    let bytes = body::read(content, &app.config.common.limits).await?;
+    let bytes = body::read(content, &app.config.common).await?;
     let query = form::fields(parts.uri.query().unwrap_or_default());
     let data = parse_body(&parts.headers, &bytes)?;
     let given = HookInput {
@@ -127,18 +128,11 @@ fn parse_body(headers: &HeaderMap, bytes: &[u8]) -> Result<Value, HttpError> {
     if bytes.is_empty() {
         return Ok(Value::Null);
     }
-    let kind = headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok());
-    let kind = kind
-        .unwrap_or_default()
-        .split(';')
-        .next()
-        .unwrap_or_default()
-        .trim();
+    let kind = headers.get(header::CONTENT_TYPE);
+    let kind = kind.and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let kind = kind.split_once(';').map_or(kind, |(kind, _)| kind).trim();
     if kind.eq_ignore_ascii_case("application/json") {
-        let parsed =
-            swarm_shared::proto::json::parse(bytes, &swarm_shared::proto::wire::ContentEncoding::Utf8);
+        let parsed = swarm_shared::proto::json::parse(bytes, &ContentEncoding::Utf8);
         return parsed.map_err(|error| {
             let text = format!("the body says that it is JSON: {error}");
             HttpError::new(StatusCode::BAD_REQUEST, text)

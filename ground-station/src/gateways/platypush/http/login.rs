@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use swarm_shared::net::clock;
 
 use super::{Shared, page};
-use crate::http::auth::{CSRF_COOKIE, Credential, SESSION_COOKIE, csrf_token, is_same_origin};
+use crate::http::auth::{CSRF_COOKIE, Caller, Credential, SESSION_COOKIE, csrf_token, is_same_origin};
 use crate::http::error::{HttpError, json_response};
 use crate::http::serve::ClientInfo;
 use crate::http::{body, form};
@@ -29,7 +29,7 @@ pub(super) async fn auth(
     if !is_same_origin(request.headers()) {
         return Err(cross_site_error());
     }
-    let bytes = body::read(request.into_body(), &app.config.common.limits).await?;
+    let bytes = body::read(request.into_body(), &app.config.common).await?;
     let asked: Value = serde_json::from_slice(&bytes).unwrap_or_default();
     let text = |key: &str| asked[key].as_str();
     let (Some(name), Some(password)) = (text("username"), text("password")) else {
@@ -66,7 +66,7 @@ pub(super) async fn login(
     if !is_same_origin(request.headers()) {
         return Err(cross_site_error());
     }
-    let bytes = body::read(request.into_body(), &app.config.common.limits).await?;
+    let bytes = body::read(request.into_body(), &app.config.common).await?;
     let fields = form::fields(&String::from_utf8_lossy(&bytes));
     let field = |key: &str| fields.get(key).map_or("", String::as_str);
     let to = local_path(field("redirect"));
@@ -99,15 +99,11 @@ pub(super) async fn login(
 /// `POST /logout`: ends the login of the cookie.
 pub(super) async fn logout(
     State(app): State<Shared>,
-    Extension(client_info): Extension<ClientInfo>,
+    caller: Caller,
     request: extract::Request,
 ) -> Result<Response, HttpError> {
     let (parts, content) = request.into_parts();
-    let bytes = body::read(content, &app.config.common.limits).await?;
-    let caller = app
-        .authenticator
-        .authenticate(&parts, client_info.addr().ip(), None)
-        .await?;
+    let bytes = body::read(content, &app.config.common).await?;
     let fields = form::fields(&String::from_utf8_lossy(&bytes));
     caller.check_same_origin(&parts, fields.get("csrf_token").map(String::as_str))?;
     let Credential::Session { number, .. } = caller.credential else {
@@ -169,9 +165,11 @@ async fn log_in(
         Ok(_) => "done".to_owned(),
         Err(error) => format!("not done: {}", error.message()),
     };
-    let client = crate::gateways::access::Client { from, user: None };
     let shown: String = name.chars().take(users::NAME_BYTES_MAX).collect();
-    let begun = app.handler.access().begin_audit(&client, "login", &shown);
+    let begun = app
+        .handler
+        .access()
+        .begin_audit(&client_info.client(), "login", &shown);
     begun.aggregate_if(made.is_err()).finish(outcome).await;
     made.map_err(HttpError::audited)
 }

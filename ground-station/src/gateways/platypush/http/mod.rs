@@ -27,7 +27,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::extract::FromRequestParts;
 use axum::http::StatusCode;
+use axum::http::request::Parts;
 use axum::routing::{MethodRouter, any, get, post};
 use swarm_shared::net::roots::Roots;
 use tokio_util::sync::CancellationToken;
@@ -39,15 +41,16 @@ use crate::config::gateways::platypush_http::Tls;
 use crate::gateways::access;
 use crate::gateways::context::{GatewayContext, GatewayError};
 use crate::gateways::listener::GatewayListener;
-use crate::http::auth::Authenticator;
+use crate::http::auth::{Authenticator, Caller};
 use crate::http::error::HttpError;
+use crate::http::serve::ClientInfo;
 use crate::http::tls::TlsOptions;
 use crate::http::{middleware, serve};
 use crate::store::Store;
 use swarm_shared::client::Fleet;
 
 /// The gateway's name in the configuration.
-const GATEWAY: &str = "platypush_http";
+const GATEWAY: &str = PlatypushHttpConfig::NAME;
 /// The service that programs look for by mDNS.
 const SERVICE: &str = "_platypush-http._tcp.local.";
 /// The route of events; on the port for older clients, events have every path.
@@ -72,6 +75,22 @@ struct AppState {
 }
 
 type Shared = Arc<AppState>;
+
+/// A route that takes a `Caller` serves authenticated clients only.
+impl FromRequestParts<Shared> for Caller {
+    type Rejection = HttpError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Shared) -> Result<Self, HttpError> {
+        let client_info = parts.extensions.get::<ClientInfo>().cloned();
+        let client_info = client_info.ok_or_else(|| {
+            let text = "the connection of this request is unknown";
+            HttpError::new(StatusCode::INTERNAL_SERVER_ERROR, text)
+        })?;
+        app.authenticator
+            .authenticate(parts, client_info.addr().ip(), None)
+            .await
+    }
+}
 
 /// Opens the gateway.
 ///
@@ -103,7 +122,7 @@ pub(in crate::gateways) async fn open(
         listeners.push((older, events_router(&app)));
     }
     listeners.push((listener, router(&app)));
-    let idle = config.common.limits.idle;
+    let idle = config.common.idle;
     for (listener, router) in listeners {
         let tls = tls.clone();
         let served = listener

@@ -1,17 +1,15 @@
 //! Pages for people, without scripts, and `/openapi.json` for programs.
 
-use axum::Extension;
 use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, Request, State};
-use axum::http::{StatusCode, header};
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{Html, IntoResponse, Redirect, Response};
 use swarm_shared::proto::selector::Selector;
 
 use super::{Shared, hook};
 use crate::gateways::access::RequestError;
-use crate::http::auth::Credential;
+use crate::http::auth::{Caller, Credential};
 use crate::http::error::HttpError;
-use crate::http::serve::ClientInfo;
 use swarm_shared::api::NodeView;
 
 const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:60rem;padding:0 1rem}\
@@ -26,23 +24,18 @@ pub(super) async fn home() -> Redirect {
 /// `GET /dashboard/{name}`: a table of all nodes.
 pub(super) async fn dashboard(
     State(app): State<Shared>,
-    Extension(client_info): Extension<ClientInfo>,
     name: Result<Path<String>, PathRejection>,
-    request: Request,
+    caller: Result<Caller, HttpError>,
+    headers: HeaderMap,
 ) -> Result<Response, HttpError> {
     let Path(name) = name?;
-    let (parts, _) = request.into_parts();
     if !hook::is_name(&name) {
         let text = "a dashboard's name has 1 to 64 letters, digits and . _ -";
         return Err(HttpError::new(StatusCode::NOT_FOUND, text));
     }
-    let caller = match app
-        .authenticator
-        .authenticate(&parts, client_info.addr().ip(), None)
-        .await
-    {
+    let caller = match caller {
         Ok(caller) => caller,
-        Err(error) if error.status() == StatusCode::UNAUTHORIZED && is_browser(&parts) => {
+        Err(error) if error.status() == StatusCode::UNAUTHORIZED && is_browser(&headers) => {
             let mut response = Redirect::to(&format!("/login?redirect=/dashboard/{name}")).into_response();
             // The redirect is a refusal, and audited as one.
             if let Some(unaudited) = error.unaudited() {
@@ -64,8 +57,8 @@ pub(super) async fn dashboard(
     Ok(Html(render_dashboard(&app.name, &name, &nodes, csrf)).into_response())
 }
 
-fn is_browser(parts: &axum::http::request::Parts) -> bool {
-    let accept = parts.headers.get(header::ACCEPT);
+fn is_browser(headers: &HeaderMap) -> bool {
+    let accept = headers.get(header::ACCEPT);
     accept
         .and_then(|value| value.to_str().ok())
         .is_some_and(|accept| accept.contains("text/html"))

@@ -4,10 +4,9 @@ use std::fs::Metadata;
 use std::io::{ErrorKind, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 
-use axum::Extension;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::Response;
 use swarm_shared::net::roots::FileError;
@@ -16,26 +15,23 @@ use tokio_util::io::ReaderStream;
 
 use super::Shared;
 use super::range::{Part, part};
+use crate::http::auth::Caller;
 use crate::http::error::HttpError;
-use crate::http::serve::ClientInfo;
 
 /// Bytes of a file that are read at once.
 const CHUNK_BYTES: usize = 64 * 1024;
 
+/// `GET /resources/{name}/{*path}`: a file, or a part of it.
 pub(super) async fn resource(
     State(app): State<Shared>,
-    Extension(client_info): Extension<ClientInfo>,
     path: Result<Path<(String, String)>, PathRejection>,
-    request: Request,
+    caller: Result<Caller, HttpError>,
+    method: Method,
+    headers: HeaderMap,
 ) -> Result<Response, HttpError> {
-    let Path((name, path)) = path?;
-    let (parts, _) = request.into_parts();
-    let caller = app
-        .authenticator
-        .authenticate(&parts, client_info.addr().ip(), None)
-        .await?;
+    let (Path((name, path)), caller) = (path?, caller?);
     let path = format!("{name}/{path}");
-    let answered = respond(&app, &path, &parts.method, &parts.headers).await;
+    let answered = respond(&app, &path, &method, &headers).await;
     let outcome = match &answered {
         Ok(response) => response.status().to_string(),
         Err(error) => format!("not done: {}", error.message()),
@@ -111,7 +107,7 @@ async fn respond(
     Ok(response)
 }
 
-/// 404 for whatever is not a file below the directory, so that a response says nothing about files outside.
+/// 404 unless the path is a file below the directory, so that a response says nothing about files outside.
 fn to_http_error(path: &str, error: &FileError) -> HttpError {
     match error {
         FileError::Outside { .. } => {

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use axum::Extension;
 use axum::extract::State;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
@@ -23,6 +24,7 @@ use swarm_shared::net::clock;
 use super::Shared;
 use super::events::EventMapper;
 use crate::gateways::access::Client;
+use crate::http::auth::Caller;
 use crate::http::error::HttpError;
 use crate::http::serve::{ClientInfo, WRITE_TIMEOUT};
 use swarm_shared::api::{Event, NodesRequest};
@@ -33,17 +35,15 @@ const MESSAGE_BYTES_MAX: usize = 16 * 1024;
 /// Code and reason of a close frame.
 type CloseReason = (u16, String);
 
+/// `GET /ws/events`: upgrades to a WebSocket.
 pub(super) async fn events(
     State(app): State<Shared>,
     Extension(client_info): Extension<ClientInfo>,
-    upgrade: Result<WebSocketUpgrade, axum::extract::ws::rejection::WebSocketUpgradeRejection>,
+    caller: Caller,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
     request: axum::extract::Request,
 ) -> Result<Response, HttpError> {
     let (parts, _) = request.into_parts();
-    let caller = app
-        .authenticator
-        .authenticate(&parts, client_info.addr().ip(), None)
-        .await?;
     caller.check_same_origin(&parts, None)?;
     let upgrade = upgrade.map_err(|error| {
         let text = format!("events come over a WebSocket only: {error}");
@@ -78,7 +78,7 @@ async fn stream_events(
     let follow = NodesRequest::Follow { telemetry: true };
     let mut events = app.fleet.perform_as(follow, who.clone()).await;
     let mut mapper = EventMapper::new(app.name.as_str());
-    let idle = app.config.common.limits.idle;
+    let idle = app.config.common.idle;
     let mut heard = clock::now();
     let mut ping = tokio::time::interval(idle / 3);
     let stall_timeout = WRITE_TIMEOUT.min(idle);
@@ -94,9 +94,9 @@ async fn stream_events(
                     break (close_code::POLICY, format!("no answer to a ping for {idle:?}"));
                 }
                 if !app.authenticator.is_still_valid(parts, client_info.addr().ip()).await {
-                    let why = "what was shown to come in is good no more".to_owned();
-                    access.audit(client, "events", "", format!("not done: {why}")).await;
-                    break (close_code::POLICY, why);
+                    let why = "its credentials are no longer valid";
+                    access.audit_refusal(client, "events", "", &why).await;
+                    break (close_code::POLICY, why.to_owned());
                 }
                 Some(Message::Ping(Default::default()))
             }

@@ -25,7 +25,7 @@ impl Harness {
         common.listen.set_port(0);
         let listener = GatewayListener::open(GATEWAY, &common, &self.context).expect("listens");
         let (listens, router) = (listener.local_addr().expect("listens"), self.router.clone());
-        let idle = common.limits.idle;
+        let idle = common.idle;
         let tls = tls_options(&self.app.config)
             .acceptor(self.dir.path(), "st", self.app.config.common.listen.ip())
             .expect("a certificate");
@@ -387,10 +387,7 @@ async fn event_reader_is_closed_when_its_token_is_revoked() {
     store.revoke_token(number).await.expect("revoked");
     let (opcode, payload) = reader.frame().await.expect("a frame");
     let why = String::from_utf8_lossy(&payload[2..]).into_owned();
-    assert_eq!(
-        (opcode, why.as_str()),
-        (8, "what was shown to come in is good no more")
-    );
+    assert_eq!((opcode, why.as_str()), (8, "its credentials are no longer valid"));
 }
 
 /// Events of more bytes than the kernel's socket buffers hold.

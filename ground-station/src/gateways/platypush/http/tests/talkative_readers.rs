@@ -128,10 +128,7 @@ async fn event_reader_is_closed_when_its_password_changes() {
     set(other).await;
     let (opcode, payload) = reader.frame().await.expect("a frame");
     let why = String::from_utf8_lossy(&payload[2..]).into_owned();
-    assert_eq!(
-        (opcode, why.as_str()),
-        (8, "what was shown to come in is good no more")
-    );
+    assert_eq!((opcode, why.as_str()), (8, "its credentials are no longer valid"));
     let audit = rig.shut_down().await;
     let noted = audit
         .iter()
