@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use swarm_shared::proto::session::LinkFault;
 use swarm_shared::proto::session::outbox::OutboxLimits;
+use swarm_shared::proto::session::{LinkFault, Timing};
 use swarm_shared::proto::wire::encoded::OutBuffer;
 use swarm_shared::proto::wire::{Frame, Kind, Lane};
 
@@ -133,6 +133,22 @@ fn acknowledgements_are_delayed_to_piggyback() {
     assert_eq!(rig.advance(ms(100)), []);
     rig.receive(ack(2)).expect("sent");
     assert!(rig.session.is_idle());
+}
+
+#[test]
+fn heartbeats_carry_delayed_acknowledgements() {
+    let timing = Timing::default().acknowledged_by_heartbeats();
+    let mut rig = Rig::with_timing(OutboxLimits::CONTROL, timing);
+    rig.link(PEER, 0);
+    rig.now += ms(400);
+    rig.receive(numbered(Kind::Roster, 1)).expect("in order");
+    assert_eq!(rig.advance(ms(599)), [], "no frame before the heartbeat is due");
+    let sent = rig.advance(ms(1));
+    assert_eq!(kinds(&sent), [Kind::Heartbeat]);
+    assert_eq!(sent[0].header.ack, Some(1));
+    assert!(rig.session.is_idle());
+    rig.receive(numbered(Kind::Roster, 2)).expect("in order");
+    assert_eq!(rig.advance(ms(999)), [], "acknowledged once");
 }
 
 #[test]

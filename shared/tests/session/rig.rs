@@ -42,8 +42,13 @@ pub(crate) struct Rig {
 impl Rig {
     /// Not linked.
     pub(crate) fn new(limits: OutboxLimits) -> Self {
+        Self::with_timing(limits, Timing::default())
+    }
+
+    /// The same with these time-outs.
+    pub(crate) fn with_timing(limits: OutboxLimits, timing: Timing) -> Self {
         let now = clock::now();
-        let session = Session::new(US, Timing::default(), limits, now).expect("constant frames");
+        let session = Session::new(US, timing, limits, now).expect("constant frames");
         Self {
             session,
             start: now,

@@ -2,6 +2,7 @@
 //!
 //! One task (`task`) for each session owns the session and its present connection, and outlives connections.
 
+mod event_queue;
 mod task;
 #[cfg(test)]
 mod tests;
@@ -20,7 +21,7 @@ use tokio::sync::mpsc;
 use super::conn::Conn;
 use crate::proto::id::{Instance, NodeName, PeerId, PeerKind, PublicKey};
 use crate::proto::message::{Channel, Refused};
-use crate::proto::session::{ExpectedReply, Outgoing};
+use crate::proto::session::{ExpectedReply, Outgoing, RequestEnd};
 use crate::proto::trust::Role;
 use crate::proto::trust::gate::ActionClass;
 use crate::proto::wire::{Frame, Lane};
@@ -65,6 +66,17 @@ pub enum RequestResult {
     TimedOut,
     /// It was not queued, for this reason.
     NotSent(String),
+}
+
+impl From<RequestEnd> for RequestResult {
+    fn from(end: RequestEnd) -> Self {
+        match end {
+            RequestEnd::Reply(content) => Self::Reply(content),
+            RequestEnd::Expired => Self::Expired,
+            RequestEnd::Lost => Self::Lost,
+            RequestEnd::TimedOut => Self::TimedOut,
+        }
+    }
 }
 
 /// The end of one request.

@@ -4,7 +4,6 @@
 //! the endpoint. While an event channel is full, nothing more is read from the peer. While the session's outbox is full,
 //! no more messages are accepted, so that senders get `busy` at once.
 
-use std::collections::VecDeque;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,6 +13,7 @@ use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 
+use super::event_queue::{EventQueue, Route};
 use super::timer::Timer;
 use super::{
     Attachment, ChunkBytes, LastHeard, LinkCommand, LinkError, LinkEvent, PeerEvent, PeerInfo, PeerLink,
@@ -25,7 +25,7 @@ use crate::proto::id::{Instance, PeerId};
 use crate::proto::message::{Arguments, Channel, RefusalCode, Refused};
 use crate::proto::outcome::Reply;
 use crate::proto::session::outbox::OutboxLimits;
-use crate::proto::session::{Event as SessionEvent, LinkFault, Outgoing, RequestEnd, Session, Timing};
+use crate::proto::session::{Event as SessionEvent, LinkFault, Outgoing, Session, Timing};
 use crate::proto::trust::Role;
 use crate::proto::trust::gate::{ActionClass, Permission, classify, permit};
 use crate::proto::wire::encoded::EncodedFrame;
@@ -79,13 +79,6 @@ pub(crate) struct TaskParts {
     pub(crate) tasks: TaskTracker,
 }
 
-/// The channel that an event goes to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Route {
-    Application,
-    Deliveries,
-}
-
 struct PeerTask {
     id: PeerId,
     /// The handle of this session, which every `Connected` carries.
@@ -96,11 +89,9 @@ struct PeerTask {
     messages: mpsc::Receiver<SessionMessage>,
     emergency: mpsc::Receiver<SessionMessage>,
     commands: mpsc::Receiver<LinkCommand>,
-    events: mpsc::Sender<PeerEvent>,
-    deliveries: Option<mpsc::Sender<PeerEvent>>,
+    /// Nothing is read from the peer while an event waits here.
+    events: EventQueue,
     stops: mpsc::Sender<StopReceived>,
-    /// Events that found their channel full, in their order; nothing is read while there are any.
-    pending_events: VecDeque<(Route, PeerEvent)>,
     link_events: mpsc::Sender<LinkEvent>,
     /// Empty between calls; kept to save an allocation for each frame.
     event_buffer: Vec<SessionEvent<RequestToken>>,
@@ -141,6 +132,11 @@ pub(crate) fn spawn(parts: TaskParts) -> Result<SessionHandle, WireError> {
         Channel::Bulk => (OutboxLimits::BULK, BULK_INPUT_MESSAGES),
     };
     let now = clock::now();
+    let timing = match channel {
+        // Commands and replies follow one another: the next frame carries the acknowledgement, or the heartbeat.
+        Channel::Control | Channel::Join => timing.acknowledged_by_heartbeats(),
+        Channel::Bulk => timing,
+    };
     let session = Session::new(instance, timing, limits, now)?;
     let (message_sender, messages) = mpsc::channel(depth);
     let (emergency_sender, emergency) = mpsc::channel(EMERGENCY_INPUT_MESSAGES);
@@ -164,10 +160,8 @@ pub(crate) fn spawn(parts: TaskParts) -> Result<SessionHandle, WireError> {
         messages,
         emergency,
         commands,
-        events,
-        deliveries,
+        events: EventQueue::new(events, deliveries),
         stops,
-        pending_events: VecDeque::new(),
         link_events,
         event_buffer: Vec::new(),
         last_heard,
@@ -233,11 +227,8 @@ impl PeerTask {
             }
         }
         self.forward_events().await;
-        for (route, event) in std::mem::take(&mut self.pending_events) {
-            if self.sender(route).try_send(event).is_err() {
-                tracing::debug!(peer = %self.id.short(), "Last events were not taken by the application");
-                break;
-            }
+        if !self.events.try_deliver_all() {
+            tracing::debug!(peer = %self.id.short(), "Last events dropped: the application does not take them");
         }
     }
 
@@ -248,26 +239,16 @@ impl PeerTask {
     ) -> Wakeup {
         let can_queue = self.can_queue_message();
         let can_queue_emergency = self.session.has_room(Lane::Emergency);
-        let can_read = self.pending_events.is_empty();
+        let can_read = self.events.is_empty();
         timer.set(self.next_timeout());
         let conn = self.link.as_mut().map(|linked| &mut linked.conn);
-        let full = match (self.pending_events.front(), &self.deliveries) {
-            (Some((Route::Deliveries, _)), Some(deliveries)) => deliveries,
-            _ => &self.events,
-        };
         tokio::select! {
             biased;
             () = shutdown => Wakeup::Shutdown,
             // The endpoint holds the senders while the session lives, and ends it by a command.
             Some(link) = self.commands.recv() => Wakeup::Command(link),
             Some(message) = self.emergency.recv(), if can_queue_emergency => Wakeup::Message(message),
-            // A closed channel drops the event: its reader has ended.
-            permit = full.reserve(), if !can_read => {
-                if let (Some((_, event)), Ok(permit)) = (self.pending_events.pop_front(), permit) {
-                    permit.send(event);
-                }
-                Wakeup::EventDelivered
-            }
+            () = self.events.deliver_first(), if !can_read => Wakeup::EventDelivered,
             driven = drive(conn, can_read) => Wakeup::Io(driven),
             Some(message) = self.messages.recv(), if can_queue => Wakeup::Message(message),
             () = timer.wait() => Wakeup::Timeout,
@@ -285,7 +266,7 @@ impl PeerTask {
     fn next_timeout(&self) -> Option<Instant> {
         let bulk = match (self.channel, self.link.is_some(), self.session.is_idle()) {
             // While events are pending, the connection is left as it is.
-            (Channel::Bulk, _, _) if !self.pending_events.is_empty() => None,
+            (Channel::Bulk, _, _) if !self.events.is_empty() => None,
             (Channel::Bulk, true, true) => Some(self.last_active + BULK_IDLE_TIMEOUT),
             (Channel::Bulk, false, false) => Some(self.last_active + BULK_REQUEST_INTERVAL),
             (Channel::Bulk, true, false)
@@ -342,7 +323,7 @@ impl PeerTask {
     }
 
     async fn manage_bulk_link(&mut self) {
-        if self.channel != Channel::Bulk || !self.pending_events.is_empty() {
+        if self.channel != Channel::Bulk || !self.events.is_empty() {
             return;
         }
         let now = clock::now();
@@ -414,7 +395,7 @@ impl PeerTask {
 
     async fn handle_timeout(&mut self) {
         let now = clock::now();
-        if !self.pending_events.is_empty() {
+        if !self.events.is_empty() {
             // Nothing was read meanwhile, so the silence is not the peer's.
             self.session.reset_silence_timer(now);
         }
@@ -430,16 +411,18 @@ impl PeerTask {
         events.extend(self.session.take_events());
         for event in events.drain(..) {
             match event {
-                SessionEvent::RequestEnded(token, how) => token.resolve(self.id, request_result(how)),
-                SessionEvent::Silent => self.notify_application(PeerEvent::Silent(self.id)),
-                SessionEvent::Recovered => self.notify_application(PeerEvent::Responsive(self.id)),
+                SessionEvent::RequestEnded(token, how) => token.resolve(self.id, how.into()),
+                SessionEvent::Silent => self.events.push(Route::Application, PeerEvent::Silent(self.id)),
+                SessionEvent::Recovered => {
+                    self.events
+                        .push(Route::Application, PeerEvent::Responsive(self.id));
+                }
                 SessionEvent::Opened { resumed } => {
                     let Some(linked) = &mut self.link else { continue };
                     linked.announced = true;
-                    let peer = Arc::clone(&linked.info);
-                    self.notify_both(|link| PeerEvent::Connected {
-                        peer: Arc::clone(&peer),
-                        link: link.clone(),
+                    self.events.push_to_all(|| PeerEvent::Connected {
+                        peer: Arc::clone(&linked.info),
+                        link: self.handle.clone(),
                         resumed,
                     });
                     self.notify_endpoint(LinkEvent::Opened {
@@ -476,7 +459,7 @@ impl PeerTask {
             self.notify_endpoint(LinkEvent::Frame { peer, frame }).await;
         } else {
             let route = match frame.header.kind {
-                Some(Kind::Stage | Kind::Reply) if self.deliveries.is_some() => Route::Deliveries,
+                Some(Kind::Stage | Kind::Reply) => Route::Deliveries,
                 _ => Route::Application,
             };
             let channel = self.channel;
@@ -487,35 +470,8 @@ impl PeerTask {
                 class,
                 deadline,
             };
-            self.notify(route, event);
+            self.events.push(route, event);
         }
-    }
-
-    fn sender(&self, route: Route) -> &mpsc::Sender<PeerEvent> {
-        match (route, &self.deliveries) {
-            (Route::Deliveries, Some(deliveries)) => deliveries,
-            (Route::Deliveries | Route::Application, _) => &self.events,
-        }
-    }
-
-    fn notify(&mut self, route: Route, event: PeerEvent) {
-        if !self.pending_events.is_empty() {
-            self.pending_events.push_back((route, event));
-        } else if let Err(mpsc::error::TrySendError::Full(event)) = self.sender(route).try_send(event) {
-            self.pending_events.push_back((route, event));
-        }
-    }
-
-    fn notify_application(&mut self, event: PeerEvent) {
-        self.notify(Route::Application, event);
-    }
-
-    /// Reports what concerns the link itself: both channels keep it in order with their frames.
-    fn notify_both(&mut self, event: impl Fn(&PeerLink) -> PeerEvent) {
-        if self.deliveries.is_some() {
-            self.notify(Route::Deliveries, event(&self.handle));
-        }
-        self.notify(Route::Application, event(&self.handle));
     }
 
     async fn notify_endpoint(&mut self, event: LinkEvent) {
@@ -597,9 +553,8 @@ impl PeerTask {
     ) {
         tracing::debug!(peer = %info.name, channel = ?self.channel, reason, "Link closed");
         if announced {
-            let id = self.id;
-            self.notify_both(|_link| PeerEvent::Disconnected {
-                id,
+            self.events.push_to_all(|| PeerEvent::Disconnected {
+                id: self.id,
                 reason: reason.to_owned(),
             });
         }
@@ -644,14 +599,5 @@ async fn drive(conn: Option<&mut Conn>, read: bool) -> std::io::Result<IoProgres
     match conn {
         Some(conn) => conn.drive(read).await,
         None => std::future::pending().await,
-    }
-}
-
-fn request_result(how: RequestEnd) -> RequestResult {
-    match how {
-        RequestEnd::Reply(content) => RequestResult::Reply(content),
-        RequestEnd::Expired => RequestResult::Expired,
-        RequestEnd::Lost => RequestResult::Lost,
-        RequestEnd::TimedOut => RequestResult::TimedOut,
     }
 }

@@ -89,6 +89,7 @@ impl<T> Session<T> {
                 // Bytes still queued in the buffer show that we are alive as well as a heartbeat does.
                 if to.is_empty() {
                     to.push(&self.heartbeat, trailer(self.received));
+                    self.clear_pending_ack(now);
                 }
                 self.last_sent = now;
             }

@@ -35,6 +35,16 @@ impl Timing {
             ack_interval: Duration::from_millis(2),
         }
     }
+
+    /// Delays acknowledgements until another frame carries them, at the latest the next heartbeat. Not for bulk
+    /// sessions: their window may be full earlier.
+    #[must_use]
+    pub const fn acknowledged_by_heartbeats(self) -> Self {
+        Self {
+            ack_delay: self.heartbeat,
+            ..self
+        }
+    }
 }
 
 impl Default for Timing {
