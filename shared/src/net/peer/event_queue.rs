@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use tokio::sync::mpsc;
 
 use super::PeerEvent;
+use crate::proto::wire::Kind;
 
 /// The channel that an event goes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,6 +13,16 @@ pub(super) enum Route {
     Application,
     /// The application's delivery task, if it has one.
     Deliveries,
+}
+
+impl Route {
+    /// The channel for a frame.
+    pub(super) fn of_kind(kind: Option<Kind>) -> Self {
+        match kind {
+            Some(Kind::Stage | Kind::Reply) => Self::Deliveries,
+            _ => Self::Application,
+        }
+    }
 }
 
 /// Sends events to the application's channels. An event whose channel is full waits, and so do all after it: their

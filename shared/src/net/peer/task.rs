@@ -458,14 +458,10 @@ impl PeerTask {
         } else if let Some(Kind::Roster | Kind::FleetState | Kind::OpenBulk) = frame.header.kind {
             self.notify_endpoint(LinkEvent::Frame { peer, frame }).await;
         } else {
-            let route = match frame.header.kind {
-                Some(Kind::Stage | Kind::Reply) => Route::Deliveries,
-                _ => Route::Application,
-            };
-            let channel = self.channel;
+            let route = Route::of_kind(frame.header.kind);
             let event = PeerEvent::Frame {
                 peer,
-                channel,
+                channel: self.channel,
                 frame,
                 class,
                 deadline,
