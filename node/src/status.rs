@@ -32,6 +32,8 @@ const WARNINGS_MAX: usize = 20;
 const REQUEST_BYTES_MAX: u64 = 4096;
 /// Time-out for a request to be complete.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
+/// Pause after an error of a socket, such as too many open files.
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(200);
 /// Most clients at the same time.
 const CLIENTS_MAX: usize = 8;
 /// Time after which a `join` request gets an error, in case the enrolment does not answer.
@@ -159,6 +161,26 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
+/// Accepts the next client of a local socket, `name` for the log; `None` at shutdown.
+pub(crate) async fn accept(
+    listener: &UnixListener,
+    name: &str,
+    shutdown: &CancellationToken,
+) -> Option<UnixStream> {
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return None,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => return Some(stream),
+            Err(error) => tracing::warn!(%error, socket = name, "Socket failed"),
+        }
+        tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
+    }
+}
+
 /// Answers requests until shutdown.
 pub async fn serve(
     listener: UnixListener,
@@ -171,17 +193,8 @@ pub async fn serve(
         let Ok(slot) = slots.clone().acquire_owned().await else {
             return;
         };
-        let stream = tokio::select! {
-            biased;
-            () = shutdown.cancelled() => return,
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    tracing::warn!(%error, "Status socket failed");
-                    tokio::time::sleep(REQUEST_TIMEOUT).await;
-                    continue;
-                }
-            },
+        let Some(stream) = accept(&listener, "status", &shutdown).await else {
+            return;
         };
         let (status, joins, shutdown) = (status.clone(), joins.clone(), shutdown.clone());
         tokio::spawn(async move {

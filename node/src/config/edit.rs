@@ -1,7 +1,7 @@
-//! Changing the configuration file from afar, without losing a comment of its owner's.
+//! Changes the configuration file at the request of a peer. The owner's comments are kept.
 //!
-//! `[private]` is neither shown nor changed, and a new text is checked as a whole before anything is written: with the
-//! variables over it, as the daemon will read it when it starts.
+//! `[private]` is neither shown nor changed. A new text is checked as a whole before it is written, with the environment
+//! variables over it, as the daemon reads it at its start.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -19,13 +19,13 @@ pub const CONFIG_BYTES_MAX: usize = 256 * 1024;
 
 /// Neither read nor written by `config`.
 pub(super) const PRIVATE: &str = "private";
-/// A secret that is good for joining the fleet: not shown.
+/// The invitation code, which is a secret: not shown.
 const JOIN: &str = "join";
 
 /// Why a configuration is not changed.
 #[derive(Debug, thiserror::Error)]
 pub enum EditError {
-    /// The request names what may not be changed, or no key at all.
+    /// The request names a protected or unknown key, or no key.
     #[error("{0}")]
     Refused(String),
     /// The new text is not a configuration.
@@ -108,7 +108,7 @@ pub fn rewrite(
 /// # Errors
 /// [`EditError::Io`]; the old file is unchanged then.
 pub fn write_file(path: &Path, text: &str) -> Result<(), EditError> {
-    // Through a link to the file itself: a link is how some owners keep it elsewhere.
+    // A symbolic link is kept: its target is replaced.
     let target = std::fs::canonicalize(path).unwrap_or_else(|_absent| path.to_owned());
     let result = replace_file(&target, text);
     result.map_err(|source| EditError::Io {
@@ -130,7 +130,7 @@ fn replace_file(target: &Path, text: &str) -> io::Result<()> {
             .open(&temp)?;
         if let Ok(old) = std::fs::metadata(target) {
             file.set_permissions(PermissionsExt::from_mode(old.mode() & 0o7777))?;
-            // Only root may give a file away; for others the new file is their own.
+            // Only root can set the owner. Otherwise the new file belongs to the daemon's user.
             let _not_root = std::os::unix::fs::fchown(&file, Some(old.uid()), Some(old.gid()));
         }
         file.write_all(text.as_bytes())?;
@@ -152,7 +152,7 @@ fn parse(text: &str) -> Result<DocumentMut, EditError> {
             "a configuration of {bytes} bytes is longer than the {CONFIG_BYTES_MAX} allowed"
         )));
     }
-    // For the error with its line, which that of the document lacks.
+    // Its errors name the line, which those of `DocumentMut` do not.
     parse_syntax(text, &Origin::Text(None))?;
     text.parse()
         .map_err(|error: toml_edit::TomlError| EditError::Refused(error.to_string()))
@@ -268,7 +268,7 @@ fn json_to_toml(value: &Value) -> Option<toml_edit::Value> {
     })
 }
 
-/// Tables are written in the order of the document they came from; in another one that means nothing.
+/// Clears the positions of tables: they refer to the document that the tables come from.
 fn move_to_end(item: &mut Item) {
     if let Some(table) = item.as_table_mut() {
         table.set_position(None);

@@ -1,4 +1,4 @@
-//! `[gateways]`: programs of other systems that this node works for. None unless the owner says so.
+//! `[gateways]`: servers of other systems that this node connects to; none by default.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -29,7 +29,7 @@ pub struct Gateways {
 }
 
 impl Gateways {
-    /// Finds what does not go together, each key well by itself: the key of `[gateways.clever_show]`, and what is wrong.
+    /// Checks keys that depend on one another. An error is a key of `[gateways.clever_show]` and what is wrong.
     pub(super) fn check(
         &self,
         files: &Files,
@@ -57,7 +57,7 @@ impl Gateways {
     }
 }
 
-/// What `allow` names has to be something that can be done.
+/// Checks that an action in `allow` can run on this node.
 fn validate_action(
     name: &str,
     files: &Files,
@@ -81,10 +81,10 @@ fn validate_action(
 }
 
 impl CleverShow {
-    /// What `allow` names is to be done, so the role has to reach that far.
+    /// Checks that `role` permits an action in `allow`.
     fn validate_role(&self, name: &str) -> Result<(), String> {
         let missing = match name {
-            // Without arguments these only look, for which nobody has to name them.
+            // Without arguments these only read, which `allow` need not name.
             "config" => (self.role != Role::Admin).then(|| {
                 let role = self.role;
                 format!("the configuration may not be changed by role {role}: it takes role admin")
@@ -102,7 +102,7 @@ impl CleverShow {
         })
     }
 
-    /// What is pushed below `clover_dir` has to find a root.
+    /// Checks that `clover_dir` begins with the name of a root: files are pushed below it.
     fn validate_clover_dir(&self, files: &Files) -> Result<(), String> {
         let Some(dir) = &self.clover_dir else {
             return Ok(());
@@ -126,26 +126,26 @@ impl CleverShow {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CleverShow {
-    /// Whose drone.
+    /// The server to connect to.
     pub server: Server,
     /// UDP port of announcements.
     #[serde(default = "default_announce_port")]
     pub announce_port: u16,
-    /// What the server may have done beyond looking, by name; without any it may look.
+    /// Actions that the server may run besides those that only read, by name or glob.
     #[serde(default, deserialize_with = "value::globs")]
     pub allow: Vec<Glob>,
-    /// What the server is at most.
+    /// The server's role: the upper limit of its permissions.
     #[serde(default = "default_role", deserialize_with = "value::gateway_role")]
     pub role: Role,
     /// Whether readings are sent.
     #[serde(default = "default_telemetry")]
     pub telemetry: bool,
-    /// How often.
+    /// Interval of readings.
     #[serde(default = "default_telemetry_every", deserialize_with = "telemetry_every")]
     pub telemetry_every: Duration,
-    /// What the node answers when it is asked for `clover_dir`: a path below a root. The first root if absent.
+    /// The response to a request for `clover_dir`: a path below a root. The first root if absent.
     pub clover_dir: Option<String>,
-    /// Messages that are taken in a second; the next one waits.
+    /// Messages that are received in a second; further ones wait.
     #[serde(
         default = "default_rate",
         deserialize_with = "value::ranged::<_, _, 1, 1_000_000>"
@@ -162,9 +162,9 @@ pub struct CleverShow {
 /// Where the server is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Server {
-    /// There.
+    /// At this address.
     At(SocketAddr),
-    /// Wherever an announcement says. Nobody checks who sent it.
+    /// At the address of the newest announcement, which is not authenticated.
     Auto,
 }
 

@@ -1,7 +1,7 @@
 //! The node's configuration: a TOML file, environment variables over it, flags over both.
 //!
 //! The variable of a key is `SWARM_NODE_` and its path in capitals; see [`swarm_shared::config`] for how it is written.
-//! Every value is checked here, and nowhere else again.
+//! Every value is checked here, and only here.
 
 mod action;
 mod edit;
@@ -56,7 +56,7 @@ pub struct Config {
     /// Where links are accepted; port 0 picks a free one.
     #[serde(deserialize_with = "value::address")]
     pub listen: SocketAddr,
-    /// For selectors.
+    /// Tags, which selectors match.
     pub tags: BTreeMap<Identifier, TagValue>,
     /// An invitation code to join with, while the node belongs to no fleet.
     pub join: Option<String>,
@@ -77,27 +77,27 @@ pub struct Config {
     pub keepalive: Keepalive,
     /// The frames that show that a peer is alive.
     pub heartbeat: Heartbeat,
-    /// Running any program at all.
+    /// The action `execute`.
     pub execute: Execute,
     /// Which services may be restarted.
     pub services: Services,
     /// Restarting the device.
     pub reboot: Reboot,
-    /// What shows a text to people near the device.
+    /// The action `notify`.
     pub notify: Notify,
-    /// Readings.
+    /// Telemetry samples.
     pub telemetry: Telemetry,
-    /// Programs on this device that add to the node.
+    /// Plug-ins: programs on this device that add actions and readings.
     pub plugins: Plugins,
-    /// Programs of other systems that the node works for.
+    /// Servers of other systems that the node connects to.
     pub gateways: Gateways,
     /// What an emergency stop runs.
     pub emergency_stop: Option<EmergencyStop>,
-    /// What the loss of every station runs.
+    /// What runs when no station is heard for some time.
     pub lost_link: Option<LostLink>,
     /// The owner's actions.
     pub actions: BTreeMap<ActionName, Action>,
-    /// The owner's own: never shown to a peer, never changed by one.
+    /// The owner's data: never shown to a peer, never changed by one.
     pub private: toml::Table,
 }
 
@@ -207,7 +207,7 @@ impl Config {
         Self::parse_with_variables(text, origin, std::iter::empty())
     }
 
-    /// The tags, as peers are told.
+    /// The tags as text, for peers.
     pub fn tag_map(&self) -> BTreeMap<String, String> {
         let text = |(key, value): (&Identifier, &TagValue)| (key.to_string(), value.as_str().to_owned());
         self.tags.iter().map(text).collect()

@@ -1,4 +1,4 @@
-//! The tables of the configuration that need few words; gateways and actions have files of their own.
+//! The small tables of the configuration. Gateways and actions have files of their own.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -105,7 +105,7 @@ impl Default for Reboot {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Notify {
-    /// Gets the text as its last argument.
+    /// The program that shows the text, which is appended as its last argument.
     pub command: Option<Argv>,
     /// When its process group is killed.
     #[serde(deserialize_with = "value::duration")]
@@ -174,7 +174,7 @@ pub struct EmergencyStop {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LostLink {
-    /// How long no station has to have been heard.
+    /// Time without any station after which the command runs.
     #[serde(deserialize_with = "value::duration")]
     pub after: Duration,
     /// What it runs.
@@ -182,7 +182,7 @@ pub struct LostLink {
     /// When its process group is killed.
     #[serde(default = "safety_timeout", deserialize_with = "value::duration")]
     pub timeout: Duration,
-    /// Whether it runs while an emergency stop is in force, too.
+    /// Whether it also runs while an emergency stop is latched.
     #[serde(default)]
     pub while_stopped: bool,
 }

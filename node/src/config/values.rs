@@ -80,7 +80,7 @@ impl Argv {
     }
 }
 
-/// A newtype, so that the variable of a command is not split at commas.
+/// A newtype, so that the environment variable of a command is not split at commas.
 #[derive(Deserialize)]
 struct RawArgv(Vec<String>);
 

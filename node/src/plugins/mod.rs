@@ -38,12 +38,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::{BUILT_IN_ACTIONS, Config};
-use crate::status::PluginView;
+use crate::status::{self, PluginView};
 
 /// Calls of one plug-in that wait for its task; one more is refused as busy.
 const CALL_QUEUE_MAX: usize = 32;
-/// Time to send the refusal of a plug-in above the limit, and pause after an error of the socket.
-const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(200);
+/// Time to send the refusal of a plug-in above the limit.
+const REFUSAL_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// The connected plug-ins. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -341,17 +341,8 @@ pub async fn serve(
 ) {
     let slots = Arc::new(Semaphore::new(PLUGINS_MAX));
     loop {
-        let stream = tokio::select! {
-            biased;
-            () = shutdown.cancelled() => return,
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    tracing::warn!(%error, "Plug-in socket failed");
-                    tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
-                    continue;
-                }
-            },
+        let Some(stream) = status::accept(&listener, "plug-ins", &shutdown).await else {
+            return;
         };
         match slots.clone().try_acquire_owned() {
             Ok(slot) => {
@@ -372,6 +363,6 @@ async fn reject(mut stream: UnixStream) {
     let mut bytes = BytesMut::new();
     if register_error(&why).encode(&mut bytes).is_ok() {
         // A new socket has buffer space; a closed one needs no answer.
-        let _told = tokio::time::timeout(ACCEPT_RETRY_DELAY, stream.write_all(&bytes)).await;
+        let _told = tokio::time::timeout(REFUSAL_TIMEOUT, stream.write_all(&bytes)).await;
     }
 }
