@@ -16,7 +16,7 @@ use swarm_shared::api::HistoryQuery;
 use ground_station::store::deliveries::{self, Origin};
 use ground_station::store::retention;
 use ground_station::store::timestamp::Timestamp;
-use ground_station::store::{self, StoreError, history};
+use ground_station::store::{self, StoreError, history, recovery};
 use libfuzzer_sys::fuzz_target;
 use rusqlite::{Connection, MAIN_DB};
 use swarm_shared::proto::delivery::tracker::{
@@ -139,7 +139,7 @@ fuzz_target!(|data: &[u8]| {
         ..HistoryQuery::default()
     };
     match kind / 3 % 5 {
-        0 => drop(deliveries::recover(&connection, OWN, &now)),
+        0 => drop(recovery::recover(&connection, OWN, &now)),
         1 => drop(history::commands(&connection, &query, NOW_MS)),
         2 => {
             drop(history::deliveries(&connection, 1, &query));

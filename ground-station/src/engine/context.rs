@@ -8,7 +8,7 @@ use swarm_shared::net::endpoint::Endpoint;
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
-use super::delivery::task::DeliveryHandle;
+use super::delivery::handle::DeliveryHandle;
 use super::files::fetch::ChunkRoutes;
 use super::files::memory_budget::MemoryBudget;
 use super::stop::coordinator::StopCoordinator;

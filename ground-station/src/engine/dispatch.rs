@@ -20,7 +20,7 @@ use super::observe::observed_request::RequestBroadcast;
 use super::observe::offline_history;
 use super::registry::{Device, SharedNodeRegistry, Target};
 use super::reporter::{AuditedRequest, Reporter, given_up};
-use super::stop::{coordinator, release};
+use super::stop::{devices, release, run};
 use super::task::NodesCall;
 use super::transport::gateway_peers::GatewayPeers;
 use crate::store::Origin;
@@ -233,14 +233,14 @@ impl Dispatcher {
                 let no_match_text = registry.no_match_text(&selector);
                 drop(registry);
                 let timeout = timeout_ms.map(Duration::from_millis);
-                let stop_request = coordinator::StopRequest {
+                let stop_request = run::StopRequest {
                     no_match_text,
                     notes,
                     timeout,
                     selector,
                     latched: stopped.is_some(),
                     // They are sent here, not when a task gets its turn.
-                    devices: coordinator::stop_devices(&self.shared, devices, timeout),
+                    devices: devices::stop_devices(&self.shared, devices, timeout),
                     origin,
                 };
                 let nodes = targets
@@ -250,7 +250,7 @@ impl Dispatcher {
                         Device::Bridged(_) => None,
                     })
                     .collect();
-                tasks.spawn(coordinator::run(shared, nodes, stop_request, reporter));
+                tasks.spawn(run::run(shared, nodes, stop_request, reporter));
             }
             Request::Act(ActRequest::Release { selector, timeout_ms }) => {
                 // A stop of devices that are not registered now can be released, too.
@@ -274,7 +274,7 @@ impl Dispatcher {
                         .filter(|_| any_latched && !targets.is_empty()),
                     selector,
                     timeout: Duration::from_millis(timeout_ms),
-                    requested_version: registry.devices().latches().version(),
+                    stop_count: registry.devices().latches().stop_count(),
                     origin,
                 };
                 let devices = registry.devices().clone();

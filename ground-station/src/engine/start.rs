@@ -23,8 +23,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::context::SharedContext;
+use super::delivery::handle::{self, DeliveryCommand};
 use super::delivery::history_writer;
-use super::delivery::task::{DeliveryCommand, DeliveryTask};
+use super::delivery::task::DeliveryTask;
 use super::dispatch::Dispatcher;
 use super::files::fetch::ChunkRoutes;
 use super::files::memory_budget::MemoryBudget;
@@ -41,7 +42,7 @@ use super::task::EngineTask;
 use super::transport::bridge::BridgedDevices;
 use super::transport::gateway_peers::GatewayPeers;
 use crate::config::Config;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, meta};
 use swarm_shared::client::{Fleet, REQUESTS_MAX};
 
 /// What an engine is started with.
@@ -140,6 +141,7 @@ impl Engine {
             }
             loaded => loaded?,
         };
+        let last_stop = store.load_value(&meta::STOP_NUMBER).await?;
         let devices = BridgedDevices::new(latches);
         let registry = NodeRegistry::load(&store, unconfirmed.clone(), devices.clone()).await?;
         let registry = SharedNodeRegistry::new(registry);
@@ -158,7 +160,7 @@ impl Engine {
             membership: membership.clone(),
             joins: Some(joins.clone()),
         };
-        let (deliveries, delivery_inbox) = DeliveryTask::channel();
+        let (deliveries, delivery_inbox) = handle::channel();
         let start = |listen| {
             Endpoint::start_routed(
                 listening(listen),
@@ -195,7 +197,7 @@ impl Engine {
             epoch: store.epoch(),
             deliveries,
             stops: Arc::new(StopCoordinator::new(
-                store.stop_number().await?,
+                last_stop.unwrap_or(0),
                 unconfirmed.clone(),
                 means.pings.map(|port| (presence.interfaces.clone(), port)),
             )),
@@ -218,9 +220,12 @@ impl Engine {
             shutdown: shutdown.clone(),
             bridges_devices,
         });
-        let (latched, latch_store, until) = (devices.clone(), store.clone(), shutdown.clone());
-        tasks.spawn(async move { latched.latches().persist_changes(&latch_store, &until).await });
+        let latches = devices.latches().persisted().clone();
+        tasks.spawn(latches.persist_changes(store.clone(), shutdown.clone()));
+        let unconfirmed = unconfirmed.persisted().clone();
         tasks.spawn(unconfirmed.persist_changes(store.clone(), shutdown.clone()));
+        let last_number = shared.stops.last_number.clone();
+        tasks.spawn(last_number.persist_changes(store.clone(), shutdown.clone()));
         registry.open_sessions(&endpoint).await;
         dial_members(&registry, &endpoint).await;
         if let Mode::Stop(selector) = mode {

@@ -18,8 +18,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::context::SharedContext;
+use super::delivery::handle::DeliveryCommand;
 use super::delivery::query;
-use super::delivery::task::DeliveryCommand;
 use super::files::fetch;
 use super::observe::subscribers::Subscribers;
 use super::observe::watchers::Watchers;

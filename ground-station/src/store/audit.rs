@@ -1,65 +1,65 @@
-//! Who did what: one row for whatever changes the fleet or makes its nodes do something.
+//! The audit: one entry for each request that changes the fleet or makes its nodes act.
 
 use rusqlite::{Connection, params};
 
-use super::{Store, StoreError, from_sql, to_sql};
+use super::sql::{execute, from_sql, query_all, to_sql};
+use super::{Store, StoreError};
 
-/// Most entries kept; beyond them the oldest go.
+/// Most entries; beyond them the oldest are removed.
 pub const AUDIT_ROWS_MAX: u64 = 100_000;
 /// Longest text of an entry, in bytes.
 const TEXT_BYTES_MAX: usize = 512;
 
-/// One entry.
+/// An entry of the audit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuditEntry {
-    /// When, in milliseconds since 1970.
+    /// Time, in milliseconds since 1970.
     pub at_ms: u64,
-    /// The user of this machine who asked.
+    /// The user who made the request.
     pub user: String,
-    /// What was asked, in one word.
+    /// The request in a word or two.
     pub action: String,
-    /// Of whom or with what.
+    /// Subject of the request, such as a node.
     pub detail: String,
-    /// How it ended.
+    /// Outcome of the request.
     pub outcome: String,
 }
 
 impl Store {
-    /// Notes who did what.
+    /// Adds an entry.
     ///
     /// # Errors
-    /// [`StoreError`]; then nothing is noted.
+    /// [`StoreError`]; then nothing is stored.
     pub async fn audit(&self, entry: AuditEntry) -> Result<(), StoreError> {
         self.write(move |connection| insert(connection, &entry)).await
     }
 }
 
-/// Adds an entry; texts are cut to a bound.
+/// Adds an entry; each text is cut to 512 bytes.
 ///
 /// # Errors
 /// [`StoreError`].
 pub fn insert(connection: &Connection, entry: &AuditEntry) -> Result<(), StoreError> {
     let sql = "INSERT INTO audit (at_ms, who, what, detail, outcome) VALUES (?1, ?2, ?3, ?4, ?5)";
-    connection.prepare_cached(sql)?.execute(params![
+    let row = params![
         to_sql(entry.at_ms),
         truncate(&entry.user),
         truncate(&entry.action),
         truncate(&entry.detail),
         truncate(&entry.outcome),
-    ])?;
-    Ok(())
+    ];
+    execute(connection, sql, row).map(drop)
 }
 
-/// The newest entries, newest first, also where one was noted later than it was: what repeats is counted before it is
-/// noted. `since_ms`: none before that.
+/// The newest entries since `since_ms`, newest first. They are ordered by their time and not by their number: repeated
+/// requests are counted first and stored later.
 ///
 /// # Errors
 /// [`StoreError`].
 pub fn newest(connection: &Connection, since_ms: u64, limit: u32) -> Result<Vec<AuditEntry>, StoreError> {
     let sql = "SELECT at_ms, who, what, detail, outcome FROM audit WHERE at_ms >= ?1
                ORDER BY at_ms DESC, number DESC LIMIT ?2";
-    let mut statement = connection.prepare_cached(sql)?;
-    let entries = statement.query_map(params![to_sql(since_ms), limit], |row| {
+    query_all(connection, sql, params![to_sql(since_ms), limit], |row| {
         Ok(AuditEntry {
             at_ms: from_sql(row.get(0)?),
             user: row.get(1)?,
@@ -67,8 +67,7 @@ pub fn newest(connection: &Connection, since_ms: u64, limit: u32) -> Result<Vec<
             detail: row.get(3)?,
             outcome: row.get(4)?,
         })
-    })?;
-    Ok(entries.collect::<Result<_, _>>()?)
+    })
 }
 
 fn truncate(text: &str) -> &str {

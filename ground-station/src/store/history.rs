@@ -1,5 +1,5 @@
-//! The questions that people ask about the past. They only read, and over a connection of their own, so that a long
-//! look at a million deliveries holds up nothing that is to be stored.
+//! Queries of users about earlier commands. They use a connection of their own, so that a query over a million deliveries
+//! delays no write.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,13 +11,14 @@ use swarm_shared::proto::id::{NodeName, PeerId};
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::selector::{NodeAttributes, Selector};
 
-use super::members::decode_json;
-use super::{StoreError, audit, deliveries, from_sql, open_read_only, to_sql};
+use super::members::{read_json, read_name};
+use super::sql::{from_sql, query_all, query_first, to_sql};
+use super::{StoreError, audit, open_read_only};
 use swarm_shared::api::{
     AuditView, CommandKind, CommandView, HistoryDelivery, HistoryQuery, HistoryState, round_to_microsecond,
 };
 
-/// Most commands, or entries of the audit, in one answer.
+/// Most commands, or entries of the audit, in one result.
 pub const ROWS_MAX: u32 = 100_000;
 
 const SELECT_COMMANDS_SQL: &str =
@@ -27,7 +28,7 @@ const SELECT_DELIVERIES_SQL: &str =
     "SELECT name, node, outcome, reply, ended_us, about, received_us, accepted_us, started_us
     FROM deliveries WHERE command = ?1 ORDER BY name, node, part";
 
-/// Asks the file of a state directory, whoever else has it open.
+/// Runs a query on the file of a state directory; another process may have it open. `None` if there is no history.
 ///
 /// # Errors
 /// [`StoreError`].
@@ -45,7 +46,7 @@ where
     task.await.map_err(|_panicked| StoreError::Closed)?
 }
 
-/// The newest commands that a query means, newest first. `now_ms` is what its span of time ends with.
+/// The commands that match a query, newest first. The time span of the query ends at `now_ms`.
 ///
 /// # Errors
 /// [`StoreError`].
@@ -89,33 +90,33 @@ pub fn commands(
 /// # Errors
 /// [`StoreError`].
 pub fn command(connection: &Connection, number: u64) -> Result<Option<CommandView>, StoreError> {
-    let sql = format!("{SELECT_COMMANDS_SQL} WHERE number = ?1");
-    let mut statement = connection.prepare_cached(&sql)?;
-    let mut rows = statement.query([to_sql(number)])?;
-    let Some(row) = rows.next()? else { return Ok(None) };
-    let states = count_states(connection, to_sql(number))?;
-    let retries = retries(connection, to_sql(number))?;
-    Ok(Some(command_view(row, states, retries)?))
+    let (sql, number) = (format!("{SELECT_COMMANDS_SQL} WHERE number = ?1"), to_sql(number));
+    query_first(connection, &sql, [number], |row| {
+        command_view(
+            row,
+            count_states(connection, number)?,
+            retries(connection, number)?,
+        )
+    })
 }
 
-/// What the nodes know a command by; `None` if it was not an action, or there is none with this number.
+/// The identity of a command; `None` if the tracker does not follow it, or there is none with this number.
 ///
 /// # Errors
 /// [`StoreError`].
 pub fn command_id(connection: &Connection, number: u64) -> Result<Option<CommandId>, StoreError> {
     let sql = "SELECT issuer, epoch, seq FROM commands
                WHERE number = ?1 AND issuer IS NOT NULL AND epoch IS NOT NULL AND seq IS NOT NULL";
-    let mut statement = connection.prepare_cached(sql)?;
-    let mut rows = statement.query([to_sql(number)])?;
-    let Some(row) = rows.next()? else { return Ok(None) };
-    Ok(Some(CommandId {
-        issuer: PeerId(row.get(0)?),
-        epoch: from_sql(row.get(1)?),
-        seq: from_sql(row.get(2)?),
-    }))
+    query_first(connection, sql, [to_sql(number)], |row| {
+        Ok(CommandId {
+            issuer: PeerId(row.get(0)?),
+            epoch: from_sql(row.get(1)?),
+            seq: from_sql(row.get(2)?),
+        })
+    })
 }
 
-/// The deliveries of a command that a query means, by name.
+/// The deliveries of a command that match a query, by name.
 ///
 /// # Errors
 /// [`StoreError`].
@@ -124,24 +125,18 @@ pub fn deliveries(
     number: u64,
     query: &HistoryQuery,
 ) -> Result<Vec<HistoryDelivery>, StoreError> {
-    let mut statement = connection.prepare_cached(SELECT_DELIVERIES_SQL)?;
-    let mut rows = statement.query([to_sql(number)])?;
-    let mut found = Vec::new();
-    while let Some(row) = rows.next()? {
-        let delivery = delivery_view(row, number)?;
-        let meant = query.state.is_none_or(|state| state == delivery.state)
-            && query
-                .nodes
-                .as_ref()
-                .is_none_or(|nodes| selector_matches(nodes, &delivery.node, &delivery.id));
-        if meant {
-            found.push(delivery);
-        }
-    }
+    let mut found = query_all(connection, SELECT_DELIVERIES_SQL, [to_sql(number)], |row| {
+        delivery_view(row, number)
+    })?;
+    found.retain(|delivery| {
+        let nodes = query.nodes.as_ref();
+        query.state.is_none_or(|state| state == delivery.state)
+            && nodes.is_none_or(|nodes| selector_matches(nodes, &delivery.node, &delivery.id))
+    });
     Ok(found)
 }
 
-/// All deliveries of a command and of those that repeat it, or repeat one that does: what has come of it so far.
+/// All deliveries of a command and of its retries, direct and indirect.
 ///
 /// # Errors
 /// [`StoreError`].
@@ -153,22 +148,15 @@ pub fn deliveries_with_retries(
                    VALUES (?1)
                    UNION SELECT commands.number FROM commands JOIN family ON commands.retry_of = family.number)
                SELECT number FROM family ORDER BY number";
-    let mut statement = connection.prepare_cached(sql)?;
-    let members: Vec<i64> = statement
-        .query_map([to_sql(number)], |row| row.get(0))?
-        .collect::<Result<_, _>>()?;
+    let family = query_all(connection, sql, [to_sql(number)], |row| Ok(from_sql(row.get(0)?)))?;
     let mut all = Vec::new();
-    for member in members {
-        all.extend(deliveries(
-            connection,
-            from_sql(member),
-            &HistoryQuery::default(),
-        )?);
+    for number in family {
+        all.extend(deliveries(connection, number, &HistoryQuery::default())?);
     }
     Ok(all)
 }
 
-/// Who did what, newest first.
+/// Entries of the audit, newest first.
 ///
 /// # Errors
 /// [`StoreError`].
@@ -179,19 +167,17 @@ pub fn audit_trail(
 ) -> Result<Vec<AuditView>, StoreError> {
     let since_ms = query.within_ms.map_or(0, |within| now_ms.saturating_sub(within));
     let entries = audit::newest(connection, since_ms, query.limit.min(ROWS_MAX))?;
-    Ok(entries
-        .into_iter()
-        .map(|entry| AuditView {
-            at_ms: entry.at_ms,
-            who: entry.user,
-            what: entry.action,
-            detail: entry.detail,
-            outcome: entry.outcome,
-        })
-        .collect())
+    let view = |entry: audit::AuditEntry| AuditView {
+        at_ms: entry.at_ms,
+        who: entry.user,
+        what: entry.action,
+        detail: entry.detail,
+        outcome: entry.outcome,
+    };
+    Ok(entries.into_iter().map(view).collect())
 }
 
-/// The oldest and the newest number that there are; `None` if nothing was ever sent.
+/// The lowest and the highest number in the history; `None` if it is empty.
 ///
 /// # Errors
 /// [`StoreError`].
@@ -207,36 +193,26 @@ pub fn number_range(connection: &Connection) -> Result<Option<(u64, u64)>, Store
 
 fn count_states(connection: &Connection, number: i64) -> Result<BTreeMap<HistoryState, u64>, StoreError> {
     let sql = "SELECT outcome, count(*) FROM deliveries WHERE command = ?1 GROUP BY outcome";
-    let mut statement = connection.prepare_cached(sql)?;
-    let mut rows = statement.query([number])?;
-    let mut states = BTreeMap::new();
-    while let Some(row) = rows.next()? {
-        states.insert(parse_state(row.get(0)?)?, from_sql(row.get(1)?));
-    }
-    Ok(states)
+    let states = query_all(connection, sql, [number], |row| {
+        Ok((parse_state(row.get(0)?)?, from_sql(row.get(1)?)))
+    });
+    Ok(states?.into_iter().collect())
 }
 
 fn parse_state(outcome: Option<String>) -> Result<HistoryState, StoreError> {
     let Some(outcome) = outcome else {
         return Ok(HistoryState::Open);
     };
-    HistoryState::parse(&outcome).ok_or_else(|| StoreError::BadRow {
-        what: "outcome",
-        reason: format!("{outcome:?} is none"),
-    })
+    HistoryState::parse(&outcome)
+        .ok_or_else(|| StoreError::bad_row("outcome", format!("{outcome:?} is no outcome")))
 }
 
 fn has_matching_delivery(connection: &Connection, number: i64, nodes: &Selector) -> Result<bool, StoreError> {
     let sql = "SELECT name, node FROM deliveries WHERE command = ?1";
-    let mut statement = connection.prepare_cached(sql)?;
-    let mut rows = statement.query([number])?;
-    while let Some(row) = rows.next()? {
-        let name = deliveries::parse_name(&row.get::<_, String>(0)?)?;
-        if selector_matches(nodes, &name, &PeerId(row.get(1)?)) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+    let matches = query_all(connection, sql, [number], |row| {
+        Ok(selector_matches(nodes, &read_name(row, 0)?, &PeerId(row.get(1)?)))
+    });
+    Ok(matches?.contains(&true))
 }
 
 fn selector_matches(nodes: &Selector, name: &NodeName, id: &PeerId) -> bool {
@@ -248,12 +224,10 @@ fn selector_matches(nodes: &Selector, name: &NodeName, id: &PeerId) -> bool {
     })
 }
 
-/// The commands that repeat this one, oldest first.
+/// The retries of a command, oldest first.
 fn retries(connection: &Connection, number: i64) -> Result<Vec<u64>, StoreError> {
     let sql = "SELECT number FROM commands WHERE retry_of = ?1 ORDER BY number";
-    let mut statement = connection.prepare_cached(sql)?;
-    let found = statement.query_map([number], |row| Ok(from_sql(row.get(0)?)))?;
-    Ok(found.collect::<Result<_, _>>()?)
+    query_all(connection, sql, [number], |row| Ok(from_sql(row.get(0)?)))
 }
 
 fn command_view(
@@ -262,7 +236,6 @@ fn command_view(
     retried_by: Vec<u64>,
 ) -> Result<CommandView, StoreError> {
     let kind: String = row.get(3)?;
-    let arguments: String = row.get(5)?;
     Ok(CommandView {
         command: from_sql(row.get(0)?),
         at_ms: from_sql(row.get(1)?),
@@ -270,12 +243,9 @@ fn command_view(
         kind: CommandKind::ALL
             .into_iter()
             .find(|known| known.as_str() == kind)
-            .ok_or_else(|| StoreError::BadRow {
-                what: "kind",
-                reason: format!("{kind:?} is none"),
-            })?,
+            .ok_or_else(|| StoreError::bad_row("kind", format!("{kind:?} is no kind of command")))?,
         action: row.get(4)?,
-        arguments: decode_json("arguments", &arguments)?,
+        arguments: read_json(row, 5, "arguments")?,
         selector: row.get(6)?,
         ttl_ms: from_sql(row.get(7)?),
         retry_of: row.get::<_, Option<i64>>(8)?.map(from_sql),
@@ -291,8 +261,10 @@ fn delivery_view(row: &Row<'_>, number: u64) -> Result<HistoryDelivery, StoreErr
         Ok(row.get::<_, Option<i64>>(column)?.map(micros_to_ms))
     };
     let state = parse_state(row.get(2)?)?;
-    let reply: Option<String> = row.get(3)?;
-    let reply: Option<Reply> = reply.map(|text| decode_json("reply", &text)).transpose()?;
+    let reply: Reply = match state {
+        HistoryState::Open => Reply::done(Value::Null),
+        HistoryState::Ended(_) => read_json(row, 3, "reply")?,
+    };
     let ended = ms(4)?;
     let mut stages = BTreeMap::new();
     stages.extend(ms(6)?.map(|at| (Stage::Received, at)));
@@ -301,16 +273,15 @@ fn delivery_view(row: &Row<'_>, number: u64) -> Result<HistoryDelivery, StoreErr
     if matches!(state, HistoryState::Ended(Outcome::Done | Outcome::Failed)) {
         stages.extend(ended.map(|at| (Stage::Finished, at)));
     }
-    let empty = Reply::done(Value::Null);
     let Reply {
         state: _,
         value,
         output,
         exit,
         error,
-    } = reply.unwrap_or(empty);
+    } = reply;
     Ok(HistoryDelivery {
-        node: deliveries::parse_name(&row.get::<_, String>(0)?)?,
+        node: read_name(row, 0)?,
         id: PeerId(row.get(1)?),
         state,
         value,
@@ -324,7 +295,7 @@ fn delivery_view(row: &Row<'_>, number: u64) -> Result<HistoryDelivery, StoreErr
     })
 }
 
-/// From microseconds; exact up to 285 years.
+/// Exact up to 285 years.
 fn micros_to_ms(micros: i64) -> f64 {
     round_to_microsecond(std::time::Duration::from_micros(from_sql(micros)).as_secs_f64() * 1_000.0)
 }

@@ -1,20 +1,20 @@
-//! The number that something has in the history, for whoever waits until it is known.
+//! The number of a command in the history, which is known when it is stored.
 
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
-/// Unknown until it is stored; clones share it.
+/// A number in the history; clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct HistoryNumber(Arc<watch::Sender<Option<u64>>>);
 
 impl HistoryNumber {
-    /// If it is known.
+    /// The number; `None` as long as it is not known.
     pub fn get(&self) -> Option<u64> {
         *self.0.borrow()
     }
 
-    /// It is this, unless it has one already: that comes back.
+    /// Sets the number, unless it is known already. Returns the number that is known then.
     pub fn get_or_set(&self, number: u64) -> u64 {
         let mut stored = number;
         self.0.send_if_modified(|known| {
@@ -25,10 +25,10 @@ impl HistoryNumber {
         stored
     }
 
-    /// Returns as soon as it is known.
+    /// Waits until the number is known.
     pub async fn wait(&self) {
         let mut receiver = self.0.subscribe();
-        // The sender is here as long as this waits.
+        // `self` holds the sender, so this cannot fail.
         let _known = receiver.wait_for(Option::is_some).await;
     }
 }

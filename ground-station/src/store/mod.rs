@@ -1,26 +1,28 @@
-//! What a station remembers between runs: one SQLite file, `station.db`.
+//! The state of a station between runs: one SQLite file, `station.db`.
 //!
-//! One thread owns the connection; a cloneable [`Store`] asks it through a bounded channel, so no task of the
-//! runtime ever waits for a disk. WAL with `synchronous=FULL`: what a call has answered survives a power cut. The
-//! file and its companions have mode 0600.
+//! One thread owns the connection; a cloneable [`Store`] sends it jobs through a bounded channel, so no task of the
+//! runtime waits for a disk. WAL with `synchronous=FULL`: a change that was confirmed survives a power cut. The file and
+//! its companions have mode 0600.
 //!
-//! Every open begins a new *epoch*, so that (station key, epoch, sequence) never names two commands, even if the file
-//! was put back from a backup.
+//! Each open begins a new *epoch*, so that (station key, epoch, sequence) never identifies two commands, even if the file
+//! was restored from a backup.
 //!
-//! | module | what it keeps |
+//! | module | content |
 //! |---|---|
-//! | [`deliveries`] | commands, and how each of their deliveries stands |
-//! | [`history`] | the questions that people ask about them; read over a connection of its own |
-//! | [`audit`] | who did what |
+//! | [`deliveries`] | changes of commands and of their deliveries |
+//! | [`recovery`] | open deliveries at a start of the station |
+//! | [`history`] | queries of users, over a connection of their own |
+//! | [`retention`] | removal of old commands |
+//! | [`audit`] | actions of users |
+//! | `members` | members of the fleet, and peers that wait to be accepted |
+//! | [`users`] | users of gateways, and their tokens |
+//! | [`meta`], [`persisted`] | single values; values in memory that are written in the background |
 //! | [`lock`] | one process owns a state directory |
-//! | [`retention`] | how much of all that is kept |
-//! | [`users`] | who may pass a gateway that asks for a name, and with which tokens |
-//! | `members`, `meta` | who belongs; single values |
-
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+//! | `write_thread`, `schema`, `sql`, [`timestamp`] | the thread; tables; statements; times on two clocks |
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags};
@@ -36,9 +38,12 @@ pub mod history;
 mod history_number;
 pub mod lock;
 mod members;
-mod meta;
+pub mod meta;
+pub mod persisted;
+pub mod recovery;
 pub mod retention;
 mod schema;
+mod sql;
 pub mod timestamp;
 pub mod users;
 mod write_thread;
@@ -48,30 +53,30 @@ mod tests;
 
 pub use history_number::HistoryNumber;
 pub use members::{MemberRow, PENDING_MAX, PendingRow, members};
-pub use meta::{membership, stop_number};
 pub use schema::SCHEMA_VERSION;
 
 use deliveries::Record;
 pub use deliveries::{DeliveryEnd, Origin};
+use sql::STATEMENTS_MAX;
 use timestamp::Timestamp;
 use write_thread::StoreJob;
 
-/// Name of the file in the state directory.
+/// Name of the file in a state directory.
 pub const STORE_FILE: &str = "station.db";
-/// Most calls that wait for the thread.
+/// Most jobs that wait for the thread.
 pub const STORE_QUEUE_MAX: usize = 256;
 
-/// What went wrong with the store. Nothing that was answered before is lost by any of these.
+/// An error of the store. It affects no change that was confirmed before.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The file cannot be made or opened.
+    /// The file cannot be created or opened.
     #[error(
         "cannot open {path:?}: {reason}; check that the state directory exists and is yours, or use --state-dir"
     )]
     Open {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// Error of SQLite or of the system.
         reason: String,
     },
     /// The file is no SQLite database, not ours, or damaged.
@@ -81,7 +86,7 @@ pub enum StoreError {
     Corrupt {
         /// The file.
         path: PathBuf,
-        /// What SQLite says.
+        /// Error of SQLite.
         reason: String,
     },
     /// The file was written by a later version.
@@ -93,28 +98,35 @@ pub enum StoreError {
         path: PathBuf,
         /// Its schema.
         found: i64,
-        /// The newest that this build knows.
+        /// The newest schema of this build.
         known: i64,
     },
-    /// A row holds what it may not hold.
-    #[error("station.db: bad {what}: {reason}")]
+    /// A stored value is damaged.
+    #[error("station.db: bad {what}: {reason}; restore a backup, or start with another --state-dir")]
     BadRow {
-        /// Where.
+        /// Name of the value.
         what: &'static str,
-        /// Why.
+        /// What is wrong with it.
         reason: String,
     },
-    /// SQLite reports something else, such as a full disk.
+    /// Another error of SQLite, such as a full disk.
     #[error("station.db: {0}; check that the disk is not full and the state directory can be written")]
     Sql(rusqlite::Error),
-    /// The commit that this was part of failed: nothing of it is stored.
+    /// The commit of the group failed: nothing of the change is stored.
     #[error(
         "station.db: nothing was stored: {0}; check that the disk is not full and the state directory can be written"
     )]
     NotStored(String),
-    /// The thread is gone.
-    #[error("the store has stopped")]
+    /// The thread has ended.
+    #[error("the store is closed")]
     Closed,
+}
+
+impl StoreError {
+    fn bad_row(what: &'static str, reason: impl std::fmt::Display) -> Self {
+        let reason = reason.to_string();
+        Self::BadRow { what, reason }
+    }
 }
 
 impl From<rusqlite::Error> for StoreError {
@@ -123,18 +135,18 @@ impl From<rusqlite::Error> for StoreError {
     }
 }
 
-/// A handle on the store; clones share it. The thread ends, and the file is closed, when the last one is dropped.
+/// A handle to the store; clones share it. When the last one is dropped, the thread closes the file and ends.
 #[derive(Clone, Debug)]
 pub struct Store {
     jobs: mpsc::Sender<StoreJob>,
     epoch: u64,
     path: Arc<Path>,
-    /// Its other end goes when the file is closed.
+    /// Closed by the thread after the file.
     closed: watch::Receiver<()>,
 }
 
 impl Store {
-    /// Opens `station.db` in the state directory, making or migrating it, and begins a new epoch.
+    /// Opens `station.db` in the state directory, creates or migrates it, and begins a new epoch.
     ///
     /// # Errors
     /// [`StoreError`]; the file is left as it was.
@@ -149,7 +161,7 @@ impl Store {
             let _is_open = is_open;
             let mut connection = match open(&file) {
                 Ok((connection, epoch)) => {
-                    // Nobody waits any more: the queue is closed too, and the loop below ends at once.
+                    // If the caller is gone, the queue is closed too, and the loop below ends at once.
                     opened.send(Ok(epoch)).ok();
                     connection
                 }
@@ -173,27 +185,27 @@ impl Store {
         })
     }
 
-    /// Gives this handle back and waits until the file is closed, and so until its log has gone into it: what reads the
-    /// file on a full disk then needs no room for the log's index. Other handles keep it open.
+    /// Drops this handle and waits until the file is closed, which other handles delay. Closing merges the write-ahead log
+    /// into the file, so that it can be read on a full disk without the log's index.
     pub async fn close(self) {
         let Self { jobs, mut closed, .. } = self;
         drop(jobs);
-        // Nothing is ever said: it ends with the thread.
+        // No value is ever sent: the channel closes with the thread.
         while closed.changed().await.is_ok() {}
     }
 
-    /// This opening's epoch; no other opening of this file, or of a copy of it, ever has it.
+    /// The epoch of this open. No other open of this file or of a copy of it has the same.
     pub fn epoch(&self) -> u64 {
         self.epoch
     }
 
-    /// The file.
+    /// Path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Writes changes of deliveries, all or none, and returns when they are on the disk, with the numbers in the
-    /// history of the commands that begin among them. `origins` says what is to be noted of those commands.
+    /// Stores changes of deliveries, all or none. Returns after the commit, with the numbers in the history of the commands
+    /// that are issued among them. `origins` belong to those commands.
     ///
     /// # Errors
     /// [`StoreError`]; then nothing is stored.
@@ -207,16 +219,16 @@ impl Store {
             .await
     }
 
-    /// What is still open of what `issuer` has issued; see [`deliveries::recover`].
+    /// The open commands of `issuer`; see [`recovery::recover`].
     ///
     /// # Errors
     /// [`StoreError`]; then nothing changed.
     pub async fn recover(&self, issuer: PeerId) -> Result<Vec<OpenCommand>, StoreError> {
-        self.write(move |connection| deliveries::recover(connection, issuer, &Timestamp::now()))
+        self.write(move |connection| recovery::recover(connection, issuer, &Timestamp::now()))
             .await
     }
 
-    /// Notes that something begins that the book does not carry; see [`deliveries::record`].
+    /// Stores a command that the tracker does not follow; see [`deliveries::record`].
     ///
     /// # Errors
     /// [`StoreError`]; then nothing is stored.
@@ -226,7 +238,7 @@ impl Store {
             .await
     }
 
-    /// Notes how deliveries of it ended, all or none.
+    /// Stores the ends of deliveries of a [`Record`], all or none.
     ///
     /// # Errors
     /// [`StoreError`]; then nothing is stored.
@@ -241,37 +253,35 @@ impl Store {
         .await
     }
 
-    /// Something that reads, or has a transaction of its own.
-    async fn with_connection<T, F>(&self, work: F) -> Result<T, StoreError>
-    where
-        T: Send + 'static,
-        F: FnOnce(&mut Connection) -> Result<T, StoreError> + Send + 'static,
-    {
-        let (done, answer) = oneshot::channel();
-        let job = StoreJob::Standalone(Box::new(move |connection| {
-            // The caller may have gone; the work is done all the same.
-            done.send(work(connection)).ok();
-        }));
-        self.jobs.send(job).await.map_err(|_gone| StoreError::Closed)?;
-        answer.await.map_err(|_gone| StoreError::Closed)?
-    }
-
-    /// Something that writes: committed together with whatever else waits, and answered after that.
-    async fn write<T, F>(&self, work: F) -> Result<T, StoreError>
+    /// Runs a query outside of any transaction.
+    async fn read<T, F>(&self, query: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
         F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     {
-        let (job, answer) = write_thread::grouped_job(work);
+        self.run(write_thread::read_job(query)).await
+    }
+
+    /// Runs a change in a savepoint, all or nothing. It is committed with the other changes that wait, and returns after
+    /// the commit.
+    async fn write<T, F>(&self, change: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    {
+        self.run(write_thread::grouped_job(change)).await
+    }
+
+    async fn run<T>(&self, (job, result): (StoreJob, write_thread::JobResult<T>)) -> Result<T, StoreError> {
         self.jobs.send(job).await.map_err(|_gone| StoreError::Closed)?;
-        answer.await.map_err(|_gone| StoreError::Closed)?
+        result.await.map_err(|_gone| StoreError::Closed)?
     }
 }
 
-/// What a path is called that is no file: see [`prepare`].
+/// Path of a database in memory in the errors of [`prepare`].
 pub const IN_MEMORY_PATH: &str = ":memory:";
 
-/// A database in memory, with the newest schema, and its first epoch: what a simulation runs the same SQL on.
+/// Opens a database in memory with the newest schema, for simulations. Returns it with its first epoch.
 ///
 /// # Errors
 /// [`StoreError`].
@@ -281,17 +291,17 @@ pub fn open_in_memory(unix_ms: u64, random: u16) -> Result<(Connection, u64), St
     Ok((connection, epoch))
 }
 
-/// Brings a database to the newest schema and begins its next epoch: what a station does when it starts. `path` is
-/// what errors call it.
+/// Migrates a database to the newest schema and begins its next epoch, which it returns. Errors name `path`.
 ///
 /// # Errors
-/// [`StoreError`]; the steps that were done stay done.
+/// [`StoreError`]; completed migrations stay.
 pub fn prepare(
     connection: &mut Connection,
     path: &Path,
     unix_ms: u64,
     random: u16,
 ) -> Result<u64, StoreError> {
+    connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
     schema::migrate(connection, path)
         .and_then(|()| meta::begin_epoch(connection, unix_ms, random))
         .map_err(|error| as_corrupt(error, path))
@@ -321,8 +331,8 @@ fn open(path: &Path) -> Result<(Connection, u64), StoreError> {
     Ok((connection, epoch))
 }
 
-/// Opens the file of a state directory for reading only, whoever else has it open; `None` if there is none yet, or
-/// none with a history.
+/// Opens the file of a state directory for reading only; another process may have it open. `None` if there is no file,
+/// or its schema has no history.
 ///
 /// # Errors
 /// [`StoreError`].
@@ -340,12 +350,12 @@ pub fn open_read_only(state_dir: &Path) -> Result<Option<Connection>, StoreError
     Ok(has_history.then_some(connection))
 }
 
-/// Asks the file of a state directory as [`open_read_only`] opens it; if that fails, as it lies there, without what a
-/// log beside it may hold. For what has to be known though the disk is full: SQLite then finds no room for the index
-/// of its log, without which it reads no file that may be written meanwhile. `None` if there is no file.
+/// Runs a query on the file of a state directory, opened by [`open_read_only`]. If that fails, reads the file as it is,
+/// without the changes that are only in its write-ahead log: on a full disk SQLite has no room for the index of the log,
+/// and then opens the file in no other way. `None` if there is no file.
 ///
 /// # Errors
-/// [`StoreError`], of the first try.
+/// [`StoreError`] of the first attempt.
 pub fn read_best_effort<T>(
     state_dir: &Path,
     query: impl Fn(&Connection) -> Result<T, StoreError>,
@@ -353,7 +363,7 @@ pub fn read_best_effort<T>(
     let read = |connection: Option<Connection>| connection.as_ref().map(&query).transpose();
     open_read_only(state_dir).and_then(read).or_else(|first_error| {
         let path = state_dir.join(STORE_FILE);
-        // What ends a path in a URI, and what begins an escape there.
+        // Characters that have a meaning in a URI.
         let path = path.to_string_lossy();
         let path = path.replace('%', "%25").replace('?', "%3f").replace('#', "%23");
         let uri = format!("file:{path}?immutable=1");
@@ -366,7 +376,7 @@ pub fn read_best_effort<T>(
     })
 }
 
-/// Says of a damaged file what it is.
+/// Names the file in an error of SQLite, unless the machine caused the error.
 fn as_corrupt(error: StoreError, path: &Path) -> StoreError {
     if let StoreError::Sql(sql) = &error
         && !is_environment_error(sql)
@@ -379,7 +389,7 @@ fn as_corrupt(error: StoreError, path: &Path) -> StoreError {
     error
 }
 
-/// Whether it is the machine's fault, and not the file's.
+/// Whether the machine caused the error, and not the content of the file.
 fn is_environment_error(error: &rusqlite::Error) -> bool {
     matches!(
         error.sqlite_error_code(),
@@ -394,13 +404,4 @@ fn is_environment_error(error: &rusqlite::Error) -> bool {
                 | ErrorCode::OutOfMemory
         )
     )
-}
-
-/// SQLite counts in `i64`. No counter or time of ours comes near its end.
-fn to_sql(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
-}
-
-fn from_sql(number: i64) -> u64 {
-    u64::try_from(number).unwrap_or(0)
 }

@@ -1,24 +1,25 @@
-//! What is kept, and what goes: the oldest commands whose deliveries have all ended, in small slices, so that nothing
-//! that is to be stored waits long for it. An open delivery never goes, and neither does its command.
+//! Removes the oldest commands whose deliveries have all ended, in small slices, so that no write waits long. Commands
+//! with an open delivery stay.
 //!
-//! The file does not shrink: SQLite uses the pages again that a slice leaves, so the file stays at the size that it once
-//! needed. Giving pages back (`auto_vacuum`) would cost every write, and the bounds below hold without it.
+//! The file does not shrink: SQLite reuses the pages that a slice frees. Returning them (`auto_vacuum`) would slow down
+//! every write, and the limits below hold without it.
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, params};
 
 use crate::config::RetentionPolicy;
 
-use super::{Store, StoreError, audit, from_sql, meta, to_sql};
+use super::sql::{execute, from_sql, query_first, to_sql};
+use super::{Store, StoreError, audit, meta};
 
-/// Most deliveries that one slice removes.
+/// Most deliveries in one slice.
 pub const SLICE_DELIVERIES: u32 = 500;
-/// Most bytes of the file that may be in use; beyond them the oldest goes, however young and few.
+/// Most used bytes of the file; beyond them the oldest commands are removed, whatever the policy.
 pub const STORE_BYTES_MAX: u64 = 4 * 1024 * 1024 * 1024;
 
 const DAY_MS: u64 = 86_400_000;
 
 impl Store {
-    /// Removes one slice of what is too old or too much; says whether there may be more.
+    /// Removes one slice of the commands that exceed the policy; whether there may be more.
     ///
     /// # Errors
     /// [`StoreError`]; then nothing was removed.
@@ -28,10 +29,10 @@ impl Store {
     }
 }
 
-/// Removes one slice, and notes the time; says whether there may be more.
+/// Removes one slice, and stores the time; whether there may be more.
 ///
 /// # Errors
-/// [`StoreError`]; then the transaction has to be rolled back.
+/// [`StoreError`]; then the caller rolls the transaction back.
 pub fn prune_slice(
     connection: &Connection,
     policy: RetentionPolicy,
@@ -61,46 +62,40 @@ fn prune_commands(
         }
         let sql = "DELETE FROM deliveries WHERE command = ?1 AND (node, part) IN
                        (SELECT node, part FROM deliveries WHERE command = ?1 LIMIT ?2)";
-        let removed = connection.prepare_cached(sql)?.execute(params![number, left])?;
+        let removed = execute(connection, sql, params![number, left])?;
         let less = i64::try_from(removed).unwrap_or(i64::MAX);
         meta::increment(connection, meta::DELIVERY_COUNT, -less)?;
         let removed = u32::try_from(removed).unwrap_or(u32::MAX);
         if removed < left {
-            // None is left of it.
-            let sql = "DELETE FROM commands WHERE number = ?1";
-            connection.prepare_cached(sql)?.execute([number])?;
+            execute(connection, "DELETE FROM commands WHERE number = ?1", [number])?;
         }
         left = left.saturating_sub(removed.max(1));
     }
     Ok(true)
 }
 
-/// The oldest command whose deliveries have all ended, and when it was issued. Those before it are open, and few.
+/// Number and time of issue of the oldest command whose deliveries have all ended. The commands before it are open, and
+/// few.
 fn oldest_ended(connection: &Connection) -> Result<Option<(i64, u64)>, StoreError> {
     let sql = "SELECT number, issued_ms FROM commands
                WHERE NOT EXISTS (SELECT 1 FROM deliveries INDEXED BY deliveries_open
                                  WHERE command = commands.number AND outcome IS NULL)
                ORDER BY number LIMIT 1";
-    let found = connection
-        .prepare_cached(sql)?
-        .query_row([], |row| Ok((row.get(0)?, from_sql(row.get(1)?))))
-        .optional()?;
-    Ok(found)
+    query_first(connection, sql, [], |row| {
+        Ok((row.get(0)?, from_sql(row.get(1)?)))
+    })
 }
 
 fn prune_audit(connection: &Connection, before_ms: u64) -> Result<bool, StoreError> {
     let sql = "DELETE FROM audit WHERE number IN
                    (SELECT number FROM (SELECT number, at_ms FROM audit ORDER BY number LIMIT ?1)
                     WHERE at_ms < ?2 OR number <= (SELECT max(number) FROM audit) - ?3)";
-    let removed = connection.prepare_cached(sql)?.execute(params![
-        SLICE_DELIVERIES,
-        to_sql(before_ms),
-        to_sql(audit::AUDIT_ROWS_MAX)
-    ])?;
+    let limits = params![SLICE_DELIVERIES, to_sql(before_ms), to_sql(audit::AUDIT_ROWS_MAX)];
+    let removed = execute(connection, sql, limits)?;
     Ok(u32::try_from(removed).is_ok_and(|removed| removed == SLICE_DELIVERIES))
 }
 
-/// Bytes of the pages that hold something.
+/// Bytes of the pages in use.
 fn bytes_used(connection: &Connection) -> Result<u64, StoreError> {
     let pragma = |name: &str| -> rusqlite::Result<u64> {
         connection

@@ -7,7 +7,21 @@ mod migrations;
 
 use super::*;
 use swarm_shared::proto::id::{NodeName, PeerKind, PublicKey};
-use swarm_shared::proto::trust::Role;
+use swarm_shared::proto::trust::invitations::Invitations;
+use swarm_shared::proto::trust::{FleetRoot, Membership, Role, SigningKey};
+
+/// The membership of key 9 in a fleet whose root has the key `root`.
+fn membership(root: u8) -> (Membership, FleetRoot) {
+    let mut root = FleetRoot::create(SigningKey::from_seed([root; 32])).expect("a fleet");
+    let own = PublicKey([9; 32]);
+    let grant = root.grant(own, Role::Admin).expect("a grant");
+    let membership = Membership::new(root.public(), &own, grant, root.state().clone());
+    (membership.expect("its own"), root)
+}
+
+async fn stored_membership(store: &Store) -> Option<Membership> {
+    store.load_value(&meta::MEMBERSHIP).await.expect("reads")
+}
 
 pub(super) fn member_row(key: u8, name: &str) -> MemberRow {
     MemberRow {
@@ -38,38 +52,35 @@ pub(super) fn pending_row(key: u16) -> PendingRow {
 #[tokio::test]
 async fn store_survives_reopen_with_a_higher_epoch() {
     let dir = tempfile::tempdir().expect("a directory");
-    let root = PublicKey([9; 32]);
+    let (membership, root) = membership(1);
     let first;
     {
         let store = Store::open(dir.path()).await.expect("opens");
         first = store.epoch();
-        assert_eq!(store.fleet_root().await.expect("reads"), None);
-        assert_eq!(store.root_record().await.expect("reads"), None);
-        store
-            .set_membership(root, "{\"me\":1}".to_owned())
-            .await
-            .expect("writes");
+        assert_eq!(stored_membership(&store).await, None);
+        store.set_membership(&membership).await.expect("writes");
         let both = vec![member_row(2, "drone-02"), member_row(1, "drone-01")];
         store.put_members(both).await.expect("writes");
-        store
-            .set_root_record("{\"grants\":3}".to_owned())
-            .await
-            .expect("writes");
-        store.set_invitations("[]".to_owned()).await.expect("writes");
+        let stored = store.save_value(&meta::ROOT_RECORD, root.record()).await;
+        stored.expect("writes");
+        let stored = store
+            .save_value(&meta::INVITATIONS, &Invitations::default())
+            .await;
+        stored.expect("writes");
+        store.save_value(&meta::STOP_NUMBER, &7).await.expect("writes");
         store.put_pending(pending_row(4), 10).await.expect("writes");
     }
     let store = Store::open(dir.path()).await.expect("opens again");
     assert!(store.epoch() > first, "{first}");
-    assert_eq!(store.fleet_root().await.expect("reads"), Some(root));
+    assert_eq!(stored_membership(&store).await, Some(membership));
+    let record = store.load_value(&meta::ROOT_RECORD).await.expect("reads");
+    assert_eq!(record.as_ref(), Some(root.record()));
+    let invitations = store.load_value(&meta::INVITATIONS).await.expect("reads");
+    assert_eq!(invitations, Some(Invitations::default()));
     assert_eq!(
-        store.membership().await.expect("reads").as_deref(),
-        Some("{\"me\":1}")
+        store.load_value(&meta::STOP_NUMBER).await.expect("reads"),
+        Some(7)
     );
-    assert_eq!(
-        store.root_record().await.expect("reads").as_deref(),
-        Some("{\"grants\":3}")
-    );
-    assert_eq!(store.invitations().await.expect("reads").as_deref(), Some("[]"));
     assert_eq!(
         store.members().await.expect("reads"),
         [member_row(1, "drone-01"), member_row(2, "drone-02")]
@@ -89,27 +100,21 @@ async fn store_survives_reopen_with_a_higher_epoch() {
 async fn another_fleet_root_clears_the_old_members() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = Store::open(dir.path()).await.expect("opens");
-    store
-        .set_membership(PublicKey([1; 32]), "a".to_owned())
-        .await
-        .expect("writes");
-    store.set_root_record("old".to_owned()).await.expect("writes");
+    let (old, root) = membership(1);
+    store.set_membership(&old).await.expect("writes");
+    let stored = store.save_value(&meta::ROOT_RECORD, root.record()).await;
+    stored.expect("writes");
     store.put_members(vec![member_row(2, "x")]).await.expect("writes");
-    store
-        .set_membership(PublicKey([1; 32]), "b".to_owned())
-        .await
-        .expect("writes");
+    store.set_membership(&old).await.expect("writes");
     assert_eq!(
         store.members().await.expect("reads").len(),
         1,
         "the same fleet keeps its members"
     );
-    store
-        .set_membership(PublicKey([2; 32]), "c".to_owned())
-        .await
-        .expect("writes");
+    store.set_membership(&membership(2).0).await.expect("writes");
     assert_eq!(store.members().await.expect("reads"), []);
-    assert_eq!(store.root_record().await.expect("reads"), None);
+    let record = store.load_value(&meta::ROOT_RECORD).await.expect("reads");
+    assert_eq!(record, None);
 }
 
 #[tokio::test]

@@ -1,32 +1,33 @@
-//! Users of gateways that ask for a name, and their tokens. A password is kept as what argon2 makes of it, a token as its
-//! SHA-256: the file alone gives no access to a gateway.
+//! Users of gateways with authentication, and their tokens. A password is stored as its argon2id hash and a token as its
+//! SHA-256, so the file alone gives no access to a gateway.
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, Row, params};
 
-use super::{Store, StoreError, from_sql, to_sql};
+use super::sql::{execute, from_sql, query_all, query_first, to_sql};
+use super::{Store, StoreError};
 
 /// Most users.
 pub const USERS_MAX: u64 = 1_000;
-/// Most tokens of one kind of one user; the one that was made first makes room for another.
+/// Most tokens of one kind of one user; the oldest makes room for another.
 pub const TOKENS_MAX: u64 = 100;
 
 /// A user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UserRow {
-    /// Theirs for good.
+    /// Number, which is never reused.
     pub number: u64,
     /// The name.
     pub name: String,
-    /// When they were added, in milliseconds since 1970.
+    /// Time of creation, in milliseconds since 1970.
     pub created_ms: u64,
-    /// How many tokens are theirs.
+    /// Number of tokens.
     pub tokens: u64,
 }
 
-/// What a token is for.
+/// The use of a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenKind {
-    /// For a program.
+    /// Of a program.
     Program,
     /// A login of a browser.
     Session,
@@ -44,61 +45,61 @@ impl TokenKind {
         match text {
             "program" => Ok(Self::Program),
             "session" => Ok(Self::Session),
-            _ => Err(StoreError::BadRow {
-                what: "token",
-                reason: format!("{text:?} is no kind of token"),
-            }),
+            _ => Err(StoreError::bad_row(
+                "token",
+                format!("{text:?} is no kind of token"),
+            )),
         }
     }
 }
 
-/// A token, without what it is itself.
+/// A stored token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenRow {
     /// Its number.
     pub number: u64,
-    /// Whose.
+    /// Name of its user.
     pub user: String,
-    /// What for.
+    /// Its use.
     pub kind: TokenKind,
-    /// What its maker called it.
+    /// Label that its user gave it.
     pub label: String,
-    /// When it was made, in milliseconds since 1970.
+    /// Time of creation, in milliseconds since 1970.
     pub created_ms: u64,
-    /// Until when it is good.
+    /// Time of expiry, in milliseconds since 1970.
     pub expires_ms: u64,
 }
 
-/// A token to be kept.
+/// A token to be stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewToken {
-    /// What for.
+    /// Its use.
     pub kind: TokenKind,
-    /// What its maker calls it.
+    /// Label that its user gives it.
     pub label: String,
     /// Its SHA-256.
     pub hash: [u8; 32],
-    /// When, in milliseconds since 1970.
+    /// Time of creation, in milliseconds since 1970.
     pub created_ms: u64,
-    /// Until when it is good.
+    /// Time of expiry, in milliseconds since 1970.
     pub expires_ms: u64,
-    /// What is kept of the password that it is made for; if that is another one by now, the token is not kept.
+    /// Hash of the password of the login that makes it: the token is not stored if the user has another password now.
     pub password_hash: Option<String>,
 }
 
-/// How adding a user went.
+/// Result of [`Store::put_user`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PutUserResult {
-    /// They are new.
+    /// The user is new.
     Created,
-    /// They were there: the password is another one now, and their tokens and logins are gone.
+    /// The user existed: the password is changed, and the user's tokens are deleted.
     PasswordChanged,
     /// There are [`USERS_MAX`] already.
     LimitReached,
 }
 
 impl Store {
-    /// Adds a user, or gives one another password.
+    /// Adds a user, or changes the password of one.
     ///
     /// # Errors
     /// [`StoreError`]; then nothing changed.
@@ -112,13 +113,15 @@ impl Store {
             .await
     }
 
-    /// Removes a user and all their tokens; says whether they were there.
+    /// Removes a user with all tokens; whether there was one of this name.
     ///
     /// # Errors
     /// [`StoreError`]; then nothing changed.
     pub async fn remove_user(&self, name: String) -> Result<bool, StoreError> {
-        self.write(move |connection| Ok(connection.execute("DELETE FROM users WHERE name = ?1", [name])? > 0))
-            .await
+        self.write(
+            move |connection| Ok(execute(connection, "DELETE FROM users WHERE name = ?1", [name])? > 0),
+        )
+        .await
     }
 
     /// All users, by name.
@@ -126,7 +129,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn users(&self) -> Result<Vec<UserRow>, StoreError> {
-        self.with_connection(|connection| query_users(connection)).await
+        self.read(query_users).await
     }
 
     /// Whether there is any user.
@@ -134,25 +137,25 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn has_users(&self) -> Result<bool, StoreError> {
-        self.with_connection(|connection| {
+        self.read(|connection| {
             Ok(connection.query_row("SELECT EXISTS (SELECT 1 FROM users)", [], |row| row.get(0))?)
         })
         .await
     }
 
-    /// What argon2 made of a user's password; `None` if there is no such user.
+    /// The argon2id hash of a user's password; `None` if there is no such user.
     ///
     /// # Errors
     /// [`StoreError`].
     pub async fn password_hash(&self, name: String) -> Result<Option<String>, StoreError> {
-        self.with_connection(move |connection| {
+        self.read(move |connection| {
             let sql = "SELECT password FROM users WHERE name = ?1";
-            Ok(connection.query_row(sql, [name], |row| row.get(0)).optional()?)
+            query_first(connection, sql, [name], |row| Ok(row.get(0)?))
         })
         .await
     }
 
-    /// Keeps a token of a user and returns its number; `None` if there is no such user, or not with that password.
+    /// Adds a token of a user and returns its number; `None` if there is no such user, or not with that password.
     ///
     /// # Errors
     /// [`StoreError`]; then nothing changed.
@@ -161,39 +164,38 @@ impl Store {
             .await
     }
 
-    /// The token with this SHA-256, if it is good still.
+    /// The token with this SHA-256, unless it has expired.
     ///
     /// # Errors
     /// [`StoreError`].
     pub async fn token(&self, hash: [u8; 32], now_ms: u64) -> Result<Option<TokenRow>, StoreError> {
-        self.with_connection(move |connection| {
+        self.read(move |connection| {
             let sql = format!("{SELECT_TOKENS_SQL} WHERE tokens.hash = ?1 AND tokens.expires_ms > ?2");
-            let mut found = query_tokens(connection, &sql, params![hash, to_sql(now_ms)])?;
-            Ok(found.pop())
+            query_first(connection, &sql, params![hash, to_sql(now_ms)], read_token)
         })
         .await
     }
 
-    /// All tokens that are good still, the newest last.
+    /// All tokens that have not expired, the newest last.
     ///
     /// # Errors
     /// [`StoreError`].
     pub async fn tokens(&self, now_ms: u64) -> Result<Vec<TokenRow>, StoreError> {
-        self.with_connection(move |connection| {
+        self.read(move |connection| {
             let sql = format!("{SELECT_TOKENS_SQL} WHERE tokens.expires_ms > ?1 ORDER BY tokens.number");
-            query_tokens(connection, &sql, params![to_sql(now_ms)])
+            query_all(connection, &sql, [to_sql(now_ms)], read_token)
         })
         .await
     }
 
-    /// Takes a token back; says whether there was one of that number.
+    /// Revokes a token; whether there was one of that number.
     ///
     /// # Errors
     /// [`StoreError`]; then nothing changed.
     pub async fn revoke_token(&self, number: u64) -> Result<bool, StoreError> {
         self.write(move |connection| {
             let sql = "DELETE FROM tokens WHERE number = ?1";
-            Ok(connection.execute(sql, [to_sql(number)])? > 0)
+            Ok(execute(connection, sql, [to_sql(number)])? > 0)
         })
         .await
     }
@@ -206,10 +208,10 @@ fn upsert_user(
     now_ms: u64,
 ) -> Result<PutUserResult, StoreError> {
     let sql = "UPDATE users SET password = ?2 WHERE name = ?1";
-    if connection.execute(sql, params![name, password_hash])? > 0 {
-        // Whoever knew the old password is not to stay.
+    if execute(connection, sql, params![name, password_hash])? > 0 {
+        // Logins with the old password end.
         let sql = "DELETE FROM tokens WHERE user = (SELECT number FROM users WHERE name = ?1)";
-        connection.execute(sql, [name])?;
+        execute(connection, sql, [name])?;
         return Ok(PutUserResult::PasswordChanged);
     }
     let count: i64 = connection.query_row("SELECT count(*) FROM users", [], |row| row.get(0))?;
@@ -217,7 +219,7 @@ fn upsert_user(
         return Ok(PutUserResult::LimitReached);
     }
     let sql = "INSERT INTO users (name, password, made_ms) VALUES (?1, ?2, ?3)";
-    connection.execute(sql, params![name, password_hash, to_sql(now_ms)])?;
+    execute(connection, sql, params![name, password_hash, to_sql(now_ms)])?;
     Ok(PutUserResult::Created)
 }
 
@@ -225,67 +227,54 @@ fn query_users(connection: &Connection) -> Result<Vec<UserRow>, StoreError> {
     let sql = "SELECT number, name, made_ms,
                       (SELECT count(*) FROM tokens WHERE tokens.user = users.number)
                FROM users ORDER BY name";
-    let mut statement = connection.prepare_cached(sql)?;
-    let rows = statement.query_map([], |row| {
+    query_all(connection, sql, [], |row| {
         Ok(UserRow {
             number: from_sql(row.get(0)?),
             name: row.get(1)?,
             created_ms: from_sql(row.get(2)?),
             tokens: from_sql(row.get(3)?),
         })
-    })?;
-    Ok(rows.collect::<Result<_, _>>()?)
+    })
 }
 
 fn put_token(connection: &Connection, user: &str, token: &NewToken) -> Result<Option<u64>, StoreError> {
     let sql = "SELECT number FROM users WHERE name = ?1 AND (?2 IS NULL OR password = ?2)";
-    let user = connection.query_row(sql, params![user, token.password_hash], |row| row.get(0));
-    let user: Option<i64> = user.optional()?;
+    let user: Option<i64> = query_first(connection, sql, params![user, token.password_hash], |row| {
+        Ok(row.get(0)?)
+    })?;
     let Some(user) = user else { return Ok(None) };
     let sql = "DELETE FROM tokens WHERE expires_ms <= ?1";
-    connection.execute(sql, [to_sql(token.created_ms)])?;
+    execute(connection, sql, [to_sql(token.created_ms)])?;
     let kind = token.kind.as_str();
     let sql = "DELETE FROM tokens WHERE number IN
                    (SELECT number FROM tokens WHERE user = ?1 AND kind = ?2 ORDER BY number DESC LIMIT -1 OFFSET ?3)";
-    connection.execute(sql, params![user, kind, to_sql(TOKENS_MAX - 1)])?;
+    execute(connection, sql, params![user, kind, to_sql(TOKENS_MAX - 1)])?;
     let sql =
         "INSERT INTO tokens (user, kind, label, hash, made_ms, expires_ms) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
-    connection.execute(
-        sql,
-        params![
-            user,
-            kind,
-            token.label,
-            token.hash,
-            to_sql(token.created_ms),
-            to_sql(token.expires_ms),
-        ],
-    )?;
+    let row = params![
+        user,
+        kind,
+        token.label,
+        token.hash,
+        to_sql(token.created_ms),
+        to_sql(token.expires_ms),
+    ];
+    execute(connection, sql, row)?;
     Ok(Some(from_sql(connection.last_insert_rowid())))
 }
 
 const SELECT_TOKENS_SQL: &str = "SELECT tokens.number, users.name, tokens.kind, tokens.label, tokens.made_ms,
     tokens.expires_ms FROM tokens JOIN users ON users.number = tokens.user";
 
-fn query_tokens(
-    connection: &Connection,
-    sql: &str,
-    params: impl rusqlite::Params,
-) -> Result<Vec<TokenRow>, StoreError> {
-    let mut statement = connection.prepare_cached(sql)?;
-    let mut rows = statement.query(params)?;
-    let mut found = Vec::new();
-    while let Some(row) = rows.next()? {
-        found.push(TokenRow {
-            number: from_sql(row.get(0)?),
-            user: row.get(1)?,
-            kind: TokenKind::parse(&row.get::<_, String>(2)?)?,
-            label: row.get(3)?,
-            created_ms: from_sql(row.get(4)?),
-            expires_ms: from_sql(row.get(5)?),
-        });
-    }
-    Ok(found)
+fn read_token(row: &Row<'_>) -> Result<TokenRow, StoreError> {
+    Ok(TokenRow {
+        number: from_sql(row.get(0)?),
+        user: row.get(1)?,
+        kind: TokenKind::parse(&row.get::<_, String>(2)?)?,
+        label: row.get(3)?,
+        created_ms: from_sql(row.get(4)?),
+        expires_ms: from_sql(row.get(5)?),
+    })
 }
 
 #[cfg(test)]

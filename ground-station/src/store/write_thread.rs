@@ -1,8 +1,8 @@
-//! The thread that owns the connection, and its queue.
+//! The thread that owns the connection, and its jobs.
 //!
-//! Changes are committed in groups: the thread takes all that wait into one transaction, each in a savepoint of its
-//! own, and answers them all after the one commit. A flush to the disk takes as long for one as for a hundred, so the
-//! more there is to do, the less each waits. Nothing is answered before it is on the disk.
+//! Changes are committed in groups: the thread takes all that wait into one transaction, each in a savepoint of its own,
+//! and reports all results after the commit. A flush to the disk takes as long for one change as for a hundred. No result
+//! is reported before its change is on the disk.
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
@@ -12,19 +12,22 @@ use super::StoreError;
 /// Most changes in one commit.
 pub(super) const GROUP_MAX: usize = 256;
 
-/// What the thread is asked.
+/// A job for the thread.
 pub(super) enum StoreJob {
-    /// Reads, or has a transaction of its own.
-    Standalone(Box<dyn FnOnce(&mut Connection) + Send>),
-    /// Belongs into a transaction.
+    /// A query, outside of any transaction.
+    Read(Box<dyn FnOnce(&Connection) + Send>),
+    /// A change, in the transaction of its group.
     Grouped(Box<dyn GroupedWrite + Send>),
 }
 
-/// A change and whoever waits for it.
+/// Where the result of a job arrives.
+pub(super) type JobResult<T> = oneshot::Receiver<Result<T, StoreError>>;
+
+/// A change, with the channel for its result.
 pub(super) trait GroupedWrite {
-    /// Does it. An error has undone it, and nothing else.
+    /// Runs the change. If the change itself fails, only the change is undone.
     fn execute(&mut self, transaction: &mut Transaction<'_>) -> Result<(), rusqlite::Error>;
-    /// Tells whoever waits; an error if nothing of the group was stored.
+    /// Reports the result to the caller. `committed` is the error if nothing of the group was stored.
     fn reply(self: Box<Self>, committed: Result<(), &str>);
 }
 
@@ -47,7 +50,7 @@ where
         if done.is_ok() {
             savepoint.commit()?;
         } else {
-            // Undone by being dropped; here, so that an error is seen.
+            // Rolls back. Dropping would do the same, and hide an error.
             savepoint.finish()?;
         }
         self.result = Some(done);
@@ -57,46 +60,59 @@ where
     fn reply(self: Box<Self>, committed: Result<(), &str>) {
         let lost = |why: &str| Err(StoreError::NotStored(why.to_owned()));
         let answer = match (self.result, committed) {
-            // It failed by itself, and says why.
+            // The change itself failed.
             (Some(Err(error)), _) => Err(error),
             (Some(Ok(value)), Ok(())) => Ok(value),
             (Some(Ok(_)) | None, Err(why)) => lost(why),
-            (None, Ok(())) => lost("its turn did not come"),
+            (None, Ok(())) => lost("the change was not run"),
         };
-        // The caller may have gone; the work is done all the same.
+        // The change is stored also if the caller has gone.
         self.reply_to.send(answer).ok();
     }
 }
 
-/// A change, and where its answer comes.
-pub(super) fn grouped_job<T, F>(work: F) -> (StoreJob, oneshot::Receiver<Result<T, StoreError>>)
+/// Makes a job of a query.
+pub(super) fn read_job<T, F>(query: F) -> (StoreJob, JobResult<T>)
 where
     T: Send + 'static,
     F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
 {
-    let (answer, answered) = oneshot::channel();
-    let waiting = PendingWrite {
-        operation: Some(work),
-        result: None,
-        reply_to: answer,
-    };
-    (StoreJob::Grouped(Box::new(waiting)), answered)
+    let (reply_to, result) = oneshot::channel();
+    let job = StoreJob::Read(Box::new(move |connection| {
+        let _caller_gone = reply_to.send(query(connection));
+    }));
+    (job, result)
 }
 
-/// Answers until the last handle is gone.
+/// Makes a job of a change.
+pub(super) fn grouped_job<T, F>(change: F) -> (StoreJob, JobResult<T>)
+where
+    T: Send + 'static,
+    F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+{
+    let (reply_to, result) = oneshot::channel();
+    let write = PendingWrite {
+        operation: Some(change),
+        result: None,
+        reply_to,
+    };
+    (StoreJob::Grouped(Box::new(write)), result)
+}
+
+/// Runs jobs until the last handle is dropped.
 pub(super) fn run(connection: &mut Connection, queue: &mut mpsc::Receiver<StoreJob>) {
     let mut next = queue.blocking_recv();
     while let Some(job) = next.take() {
         match job {
-            StoreJob::Standalone(work) => work(connection),
+            StoreJob::Read(query) => query(connection),
             StoreJob::Grouped(first) => {
                 let mut group = vec![first];
                 while group.len() < GROUP_MAX {
                     match queue.try_recv() {
                         Ok(StoreJob::Grouped(change)) => group.push(change),
-                        // After the group, in the order in which it was asked.
-                        Ok(alone @ StoreJob::Standalone(_)) => {
-                            next = Some(alone);
+                        // Runs after the group, in the order of the queue.
+                        Ok(read @ StoreJob::Read(_)) => {
+                            next = Some(read);
                             break;
                         }
                         Err(_empty_or_closed) => break,
@@ -124,8 +140,8 @@ fn execute_group(
 ) -> Result<(), rusqlite::Error> {
     let mut transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     for change in group {
-        // After some errors (a full disk among them) SQLite rolls the whole transaction back: then the savepoint
-        // cannot be ended, and nothing of the group is stored.
+        // After some errors, such as a full disk, SQLite rolls back the whole transaction. Then the savepoint cannot be
+        // ended, and nothing of the group is stored.
         change.execute(&mut transaction)?;
     }
     transaction.commit()

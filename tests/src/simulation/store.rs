@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ground_station::store::deliveries::{self, Origin};
 use ground_station::store::timestamp::Timestamp;
-use ground_station::store::{IN_MEMORY_PATH, StoreError, prepare};
+use ground_station::store::{IN_MEMORY_PATH, StoreError, prepare, recovery};
 use rusqlite::backup::Backup;
 use rusqlite::{Connection, TransactionBehavior};
 use swarm_shared::proto::delivery::CommandId;
@@ -58,7 +58,7 @@ impl Stores {
         let transaction = disk
             .connection
             .transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let open = deliveries::recover(&transaction, world.hosts[host].id, &now)?;
+        let open = recovery::recover(&transaction, world.hosts[host].id, &now)?;
         transaction.commit()?;
         Ok((epoch, open, disk.last_stop_number))
     }

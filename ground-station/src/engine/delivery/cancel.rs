@@ -17,8 +17,8 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::EngineError;
+use crate::engine::delivery::handle::{Cancelled, DeliveryHandle};
 use crate::engine::delivery::history_writer;
-use crate::engine::delivery::task::{Cancelled, DeliveryHandle};
 use crate::engine::observe::offline_history;
 use crate::engine::reporter::with_last;
 use crate::store::lock::StateLock;
@@ -244,7 +244,7 @@ async fn cancel_offline(
     let key = tokio::task::spawn_blocking(move || identity::load_or_create(&dir, KeyFile::Identity));
     let key = key.await.map_err(|e| EngineError::Fleet(e.to_string()))??;
     let store = Store::open(state_dir).await?;
-    let (deliveries, inbox) = super::task::DeliveryTask::channel();
+    let (deliveries, inbox) = super::handle::channel();
     let next_id = Arc::new(AtomicU64::new(1));
     let delivery_task =
         super::task::DeliveryTask::open(store.clone(), key.public().id(), next_id, |_| true).await?;

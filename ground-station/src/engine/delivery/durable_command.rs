@@ -12,8 +12,8 @@ use swarm_shared::proto::wire::{CONTENT_BYTES_MAX, WireError};
 use tokio::sync::mpsc;
 
 use crate::engine::SharedContext;
+use crate::engine::delivery::handle::{DeliveryCommand, DeliveryHandle, DeliveryUpdate, NewCommand};
 use crate::engine::delivery::query::{self, Command};
-use crate::engine::delivery::task::{DeliveryCommand, DeliveryHandle, DeliveryUpdate, NewCommand};
 use crate::engine::observe::action_catalogs;
 use crate::engine::registry::Target;
 use crate::engine::reporter::{CallerGone, Reporter};

@@ -1,16 +1,17 @@
 //! Commands: from a request to one outcome for each target.
 //!
-//! | file | what it holds |
+//! | file | content |
 //! |---|---|
 //! | `durable_command.rs` | actions: one delivery for each target, in batches |
-//! | `task.rs` | the task that owns the tracker |
+//! | `handle.rs`, `task.rs` | the handle to the task that owns the tracker; that task |
 //! | `query.rs` | reads: sent once to linked nodes, not stored |
-//! | `cancel.rs`, `retry.rs` | what a user does with stored commands |
-//! | `history_writer.rs` | puts files, stops, releases and administration into the history |
+//! | `cancel.rs`, `retry.rs` | cancels and repeats commands of the history |
+//! | `history_writer.rs` | stores files, stops, releases and administration in the history |
 
-pub(in crate::engine) mod cancel;
-pub(in crate::engine) mod durable_command;
-pub(in crate::engine) mod history_writer;
-pub(in crate::engine) mod query;
-pub(in crate::engine) mod retry;
-pub(in crate::engine) mod task;
+pub(super) mod cancel;
+pub(super) mod durable_command;
+pub(super) mod handle;
+pub(super) mod history_writer;
+pub(super) mod query;
+pub(super) mod retry;
+pub(super) mod task;

@@ -1,205 +1,46 @@
-//! Carries out what the book of deliveries decides: one task owns the book, writes its changes to the store and hands
-//! its commands to the links.
+//! The task of the tracker: it stores the changes that the tracker decides, hands its commands to the transports, and
+//! reports updates to the issuers.
 //!
-//! While one write is under way, further changes gather; they become one transaction. What a verb is told has been
-//! stored before. Deliveries go on whether or not a verb still waits for them, and after a restart.
-//!
-//! A stop's withdrawal is put where the book looks before it does anything else, and wakes it later: the stop itself is
-//! sent in between, and nothing that waits is sent after the stop was ordered.
+//! Changes gather during a write and become one transaction. An update is reported only after its change is stored.
+//! Deliveries continue whether or not a request still waits for them, and after a restart.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use swarm_shared::net::clock;
-use swarm_shared::net::endpoint::EVENTS_MAX;
 use swarm_shared::net::peer::{PeerEvent, PeerInfo};
-use swarm_shared::net::sync::Mutex;
 use swarm_shared::proto::delivery::tracker::{
-    CancelResult, Change, DeliveryTarget, DeliveryTracker, Effect, EncodedCommand, IssueRequest,
-    StoredCommand, WriteId,
+    CancelResult, Change, DeliveryTracker, Effect, EncodedCommand, IssueRequest, StoredCommand, WriteId,
 };
-use swarm_shared::proto::delivery::{CommandId, Stage, StageMessage};
+use swarm_shared::proto::delivery::{CommandId, StageMessage};
 use swarm_shared::proto::id::{PeerId, PeerKind};
 use swarm_shared::proto::outcome::{Outcome, Reply};
-use swarm_shared::proto::wire::{Frame, Kind, Lane};
+use swarm_shared::proto::wire::{Frame, Kind};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use super::handle::{Cancelled, DeliveryCommand, DeliveryInbox, DeliveryUpdate, NewCommand, Withdrawal};
+use crate::duration::to_ms;
 use crate::engine::transport::bridge::{self, BridgedTransport, DeviceReply};
 use crate::engine::transport::{DeviceTransport, OutgoingDelivery, ReplyPath, TransportError};
 use crate::store::deliveries::Origin;
+use crate::store::recovery::STATION_STOPPED;
 use crate::store::{Store, StoreError};
 
-/// Words that wait for the book.
-const COMMAND_QUEUE_MAX: usize = 1_024;
-/// Most changes that become one transaction.
+/// Most changes in one transaction.
 const CHANGES_PER_WRITE_MAX: usize = 4_096;
-/// How long the last writes may take when the station stops.
+/// How long the last writes may take at shutdown.
 const FINAL_WRITES_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long each reply of a bridged device is waited for then.
+/// How long to wait for each reply of a bridged device at shutdown.
 const LAST_REPLY_TIMEOUT: Duration = Duration::from_millis(100);
-/// What one target may be told of: its stages and its end.
-const UPDATES_PER_TARGET_MAX: usize = 5;
 
-/// A command to be issued, and who wants to know of it.
-pub(in crate::engine) struct NewCommand {
-    pub(in crate::engine) action: String,
-    pub(in crate::engine) arguments: String,
-    pub(in crate::engine) lane: Lane,
-    pub(in crate::engine) ttl: Duration,
-    /// When it was asked for: its time to live counts from then.
-    pub(in crate::engine) requested_at: Instant,
-    pub(in crate::engine) selector: String,
-    pub(in crate::engine) targets: Vec<DeliveryTarget>,
-    /// The targets that have no link: how their deliveries go out.
-    pub(in crate::engine) bridged: Vec<(PeerId, BridgedTransport)>,
-    /// How long a bridged device may take to reply, from when its delivery is sent.
-    pub(in crate::engine) reply_timeout: Duration,
-    pub(in crate::engine) origin: Origin,
-}
-
-/// What the issuer of a command is told.
-#[derive(Debug)]
-pub(in crate::engine) enum DeliveryUpdate {
-    /// It is stored, as this command of the history.
-    Issued { id: CommandId, number: u64 },
-    /// It was not issued to anybody.
-    NotIssued(String),
-    /// A node has acknowledged a stage.
-    Stage { to: PeerId, stage: Stage },
-    /// A delivery has ended, and that is stored.
-    Ended { to: PeerId, reply: Reply },
-}
-
-/// Word for the book.
-pub(in crate::engine) enum DeliveryCommand {
-    Issue(Box<NewCommand>, mpsc::Sender<DeliveryUpdate>),
-    ReleaseBatch {
-        id: CommandId,
-        targets: Vec<PeerId>,
-        ttl: Duration,
-    },
-    Withhold {
-        id: CommandId,
-        reason: String,
-    },
-    Cancel {
-        id: CommandId,
-        reason: String,
-        reply: oneshot::Sender<Cancelled>,
-    },
-    /// There is a withdrawal.
-    ApplyWithdrawals,
-    Revoked(PeerId),
-}
-
-/// What waits for these nodes is not to be sent.
-#[derive(Debug)]
-struct Withdrawal {
-    targets: Vec<PeerId>,
-    reason: String,
-    ordered_at: Instant,
-    /// Is told how many deliveries that were.
-    reply: oneshot::Sender<usize>,
-}
-
-type Withdrawals = Arc<Mutex<Vec<Withdrawal>>>;
-
-/// What came of taking a command back.
-pub(in crate::engine) struct Cancelled {
-    /// These will not be sent.
-    pub(in crate::engine) cancelled: Vec<PeerId>,
-    /// These may have it.
-    pub(in crate::engine) sent: Vec<PeerId>,
-    /// Said when the ends of those that were taken back are stored.
-    pub(in crate::engine) stored: oneshot::Receiver<()>,
-}
-
-/// A handle on the book.
-#[derive(Clone, Debug)]
-pub(in crate::engine) struct DeliveryHandle {
-    commands: mpsc::Sender<DeliveryCommand>,
-    link_events: mpsc::Sender<PeerEvent>,
-    withdrawals: Withdrawals,
-}
-
-/// What the handles say.
-#[derive(Debug)]
-pub(in crate::engine) struct DeliveryInbox {
-    commands: mpsc::Receiver<DeliveryCommand>,
-    link_events: mpsc::Receiver<PeerEvent>,
-    withdrawals: Withdrawals,
-}
-
-/// Dropping the inbox also ends the wait for the number of withdrawn deliveries: no task would report it.
-impl Drop for DeliveryInbox {
-    fn drop(&mut self) {
-        // First: a later withdrawal then learns from `send` that the task has ended.
-        self.commands.close();
-        drop_withdrawals(&self.withdrawals);
-    }
-}
-
-fn drop_withdrawals(withdrawals: &Withdrawals) {
-    withdrawals.lock().clear();
-}
-
-impl DeliveryHandle {
-    /// From now on nothing that waits for these nodes is sent. The book sees to it with the next word that it hears,
-    /// such as `DeliveryCommand::ApplyWithdrawals`; the number of withdrawn deliveries comes back. It does not wait and wakes no task.
-    pub(in crate::engine) fn withdraw(
-        &self,
-        targets: Vec<PeerId>,
-        reason: String,
-    ) -> oneshot::Receiver<usize> {
-        let (reply, count) = oneshot::channel();
-        let ordered_at = clock::now();
-        let withdrawal = Withdrawal {
-            targets,
-            reason,
-            ordered_at,
-            reply,
-        };
-        let mut all = self.withdrawals.lock();
-        all.push(withdrawal);
-        count
-    }
-
-    /// Where the links put their stages and replies, and that they come and go.
-    pub(in crate::engine) fn link_events(&self) -> mpsc::Sender<PeerEvent> {
-        self.link_events.clone()
-    }
-
-    /// Says something to the book.
-    pub(in crate::engine) async fn send(&self, command: DeliveryCommand) {
-        if self.commands.send(command).await.is_err() {
-            tracing::debug!("the book of deliveries is closed: the station stops");
-            drop_withdrawals(&self.withdrawals);
-        }
-    }
-
-    /// Issues a command; what becomes of it comes back.
-    pub(in crate::engine) async fn issue(&self, command: NewCommand) -> mpsc::Receiver<DeliveryUpdate> {
-        let (updates, updates_out) = mpsc::channel(command.targets.len() * UPDATES_PER_TARGET_MAX + 1);
-        self.send(DeliveryCommand::Issue(Box::new(command), updates))
-            .await;
-        updates_out
-    }
-
-    /// Takes back what has not been sent of a command; `None` if the station stops.
-    pub(in crate::engine) async fn cancel(&self, id: CommandId, reason: String) -> Option<Cancelled> {
-        let (reply, answer) = oneshot::channel();
-        self.send(DeliveryCommand::Cancel { id, reason, reply }).await;
-        answer.await.ok()
-    }
-}
-
-/// What comes next.
+/// Why the task woke up.
 enum Wakeup {
     Written(Result<Vec<u64>, StoreError>),
     Command(DeliveryCommand),
@@ -208,45 +49,47 @@ enum Wakeup {
     Timeout,
 }
 
-/// How a delivery of a bridged device ended.
+/// The end of a delivery to a bridged device.
 struct DeviceReplied {
     from: PeerId,
     id: CommandId,
     reply: Reply,
 }
 
-/// A write under way: what it is about, and its end.
+/// A write in progress. Returns the numbers in the history of the commands that it issues.
 type PendingWrite = Pin<Box<dyn Future<Output = Result<Vec<u64>, StoreError>> + Send>>;
 
-/// See the module.
-pub(in crate::engine) struct DeliveryTask {
+/// State of the task.
+pub(crate) struct DeliveryTask {
     tracker: DeliveryTracker,
     store: Store,
     issuer: PeerId,
-    next_id: Arc<std::sync::atomic::AtomicU64>,
+    next_id: Arc<AtomicU64>,
     transports: BTreeMap<PeerId, Box<dyn DeviceTransport>>,
-    /// The bridged ones among them: they stay as long as their gateway is open.
+    /// The bridged ones among the transports. They stay as long as their gateway is open.
     bridged: BTreeMap<PeerId, BridgedTransport>,
-    /// Replies of bridged devices that are still to come.
+    /// Outstanding replies of bridged devices.
     device_replies: JoinSet<DeviceReplied>,
     observers: BTreeMap<CommandId, CommandObserver>,
     pending_cancels: Vec<PendingCancel>,
-    /// When each node was stopped last, and what to say of that.
+    /// Time of the last stop of each node, and the error of commands that were requested before it.
     last_stops: BTreeMap<PeerId, (Instant, String)>,
     pending_changes: Vec<(WriteId, Vec<Change>)>,
-    /// The tickets of the write under way, and the commands that it begins.
+    /// Writes of the tracker in the current transaction, and the commands that it issues.
     in_flight: (Vec<WriteId>, Vec<CommandId>),
     pending_write: Option<PendingWrite>,
 }
 
+/// The issuer of a command.
 struct CommandObserver {
     updates: mpsc::Sender<DeliveryUpdate>,
     origin: Option<Origin>,
     reply_timeout: Duration,
+    /// Deliveries that have not ended.
     open: usize,
 }
 
-/// What has been taken back, and whose end is not stored yet.
+/// Cancelled deliveries of a command whose outcomes are not stored yet.
 struct PendingCancel {
     id: CommandId,
     open: BTreeSet<PeerId>,
@@ -254,25 +97,22 @@ struct PendingCancel {
 }
 
 impl DeliveryTask {
-    /// Reads what is open from the store. Deliveries to devices that are no members (`is_member`) cannot go on: such
-    /// devices know no identities of commands.
-    pub(in crate::engine) async fn open(
+    /// Reads open deliveries from the store. Those to bridged devices, which are no members (`is_member`), cannot continue:
+    /// such a device remembers no identities of commands.
+    pub(crate) async fn open(
         store: Store,
         issuer: PeerId,
-        next_id: Arc<std::sync::atomic::AtomicU64>,
+        next_id: Arc<AtomicU64>,
         is_member: impl Fn(PeerId) -> bool,
     ) -> Result<Self, StoreError> {
         let open = store.recover(issuer).await?;
         if !open.is_empty() {
             let deliveries: usize = open.iter().map(|command| command.deliveries.len()).sum();
-            tracing::info!(commands = open.len(), deliveries, "going on with what is open");
+            tracing::info!(commands = open.len(), deliveries, "Open deliveries continue");
         }
         let mut tracker = DeliveryTracker::restore(open);
         for peer in tracker.open_peers().into_iter().filter(|peer| !is_member(*peer)) {
-            let sent = Reply::ended(
-                Outcome::Unknown,
-                "the station stopped midway: it may have happened, or not; look before you repeat it",
-            );
+            let sent = Reply::ended(Outcome::Unknown, STATION_STOPPED);
             let unsent = Reply::refused("not sent: the station stopped before it could be");
             tracker.end_all(peer, Some(&sent), &unsent);
         }
@@ -293,26 +133,8 @@ impl DeliveryTask {
         })
     }
 
-    /// The handle, and what it says.
-    pub(in crate::engine) fn channel() -> (DeliveryHandle, DeliveryInbox) {
-        let (commands, receiver) = mpsc::channel(COMMAND_QUEUE_MAX);
-        let (link_sender, link_events) = mpsc::channel(EVENTS_MAX);
-        let withdrawals = Withdrawals::default();
-        let handle = DeliveryHandle {
-            commands,
-            link_events: link_sender,
-            withdrawals: Arc::clone(&withdrawals),
-        };
-        let inbox = DeliveryInbox {
-            commands: receiver,
-            link_events,
-            withdrawals,
-        };
-        (handle, inbox)
-    }
-
-    /// Runs until `stop`; what waits to be written then is written.
-    pub(in crate::engine) async fn run(mut self, mut inbox: DeliveryInbox, shutdown: CancellationToken) {
+    /// Runs until shutdown, and then completes the writes.
+    pub(crate) async fn run(mut self, mut inbox: DeliveryInbox, shutdown: CancellationToken) {
         loop {
             self.apply_effects();
             let due = self.tracker.poll_timeout();
@@ -320,27 +142,27 @@ impl DeliveryTask {
                 biased;
                 () = shutdown.cancelled() => break,
                 done = wait_written(&mut self.pending_write) => Wakeup::Written(done),
-                Some(word) = inbox.commands.recv() => Wakeup::Command(word),
+                Some(command) = inbox.commands.recv() => Wakeup::Command(command),
                 Some(event) = inbox.link_events.recv() => Wakeup::Link(event),
                 Some(replied) = self.device_replies.join_next() => match replied {
                 Ok(replied) => Wakeup::DeviceReply(replied),
-                // It is not cancelled, and does not panic.
+                // It is never cancelled and does not panic.
                 Err(_) => continue,
                 },
                 () = wait_until(due) => Wakeup::Timeout,
             };
-            self.apply_withdrawals(&inbox.withdrawals);
+            self.apply_withdrawals(inbox.take_withdrawals());
             match next {
                 Wakeup::Written(done) => self.on_written(done),
-                Wakeup::Command(word) => self.on_command(word),
+                Wakeup::Command(command) => self.on_command(command),
                 Wakeup::Link(event) => self.on_link_event(event),
                 Wakeup::DeviceReply(replied) => self.on_device_reply(replied),
                 Wakeup::Timeout => self.tracker.handle_timeout(clock::now()),
             }
         }
-        self.apply_withdrawals(&inbox.withdrawals);
+        self.apply_withdrawals(inbox.take_withdrawals());
         let last = async {
-            // The gateways are closed: what they have replied is there, or will be at once.
+            // The gateways are closed: their last replies have arrived, or arrive at once.
             while let Ok(Some(replied)) = timeout(LAST_REPLY_TIMEOUT, self.device_replies.join_next()).await {
                 if let Ok(replied) = replied {
                     self.on_device_reply(replied);
@@ -349,20 +171,17 @@ impl DeliveryTask {
             self.apply_effects();
             while self.pending_write.is_some() {
                 let done = wait_written(&mut self.pending_write).await;
-                self.apply_withdrawals(&inbox.withdrawals);
+                self.apply_withdrawals(inbox.take_withdrawals());
                 self.on_written(done);
                 self.apply_effects();
             }
         };
-        if tokio::time::timeout(FINAL_WRITES_TIMEOUT, last).await.is_err() {
-            tracing::warn!(
-                "the last changes of deliveries are not stored; the next start asks the nodes again"
-            );
+        if timeout(FINAL_WRITES_TIMEOUT, last).await.is_err() {
+            tracing::warn!("Last changes of deliveries are not stored; the next start queries the nodes");
         }
     }
 
-    fn apply_withdrawals(&mut self, ordered: &Withdrawals) {
-        let ordered = std::mem::take(&mut *ordered.lock());
+    fn apply_withdrawals(&mut self, ordered: Vec<Withdrawal>) {
         for Withdrawal {
             targets,
             reason,
@@ -376,22 +195,22 @@ impl DeliveryTask {
                 .map(|target| (target, (ordered_at, reason.clone())));
             self.last_stops.extend(stopped);
             if count > 0 {
-                tracing::info!(count, reason, "withdrawn");
+                tracing::info!(count, reason, "Deliveries withdrawn");
             }
-            let _nobody_waits = reply.send(count);
+            let _caller_gone = reply.send(count);
         }
     }
 
     fn on_command(&mut self, command: DeliveryCommand) {
         let now = clock::now();
         match command {
-            DeliveryCommand::Issue(command, told) => self.issue(*command, told),
+            DeliveryCommand::Issue(command, updates) => self.issue(*command, updates),
             DeliveryCommand::ReleaseBatch { id, targets, ttl } => {
                 self.tracker.start_batch(id, &targets, now + ttl, now);
             }
             DeliveryCommand::Withhold { id, reason } => self.tracker.cancel_deferred(id, &reason),
             DeliveryCommand::Cancel { id, reason, reply } => self.cancel(id, &reason, reply, now),
-            // Before every word.
+            // Done already, before every command.
             DeliveryCommand::ApplyWithdrawals => {}
             DeliveryCommand::Revoked(id) => {
                 self.transports.remove(&id);
@@ -438,22 +257,22 @@ impl DeliveryTask {
     }
 
     fn issue(&mut self, command: NewCommand, updates: mpsc::Sender<DeliveryUpdate>) {
-        // Numbered here, so that the order of issue is that of the numbers.
-        let seq = self.next_id.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        // Allocated here, so that numbers follow the order of issue.
+        let seq = self.next_id.fetch_add(1, Ordering::Relaxed);
         let id = CommandId {
             issuer: self.issuer,
             epoch: self.store.epoch(),
             seq,
         };
         self.add_bridged(command.bridged);
-        let listener = CommandObserver {
+        let observer = CommandObserver {
             updates,
             reply_timeout: command.reply_timeout,
             origin: Some(command.origin),
             open: command.targets.len(),
         };
-        self.observers.insert(id, listener);
-        // It may have been asked for before a stop, and have waited since.
+        self.observers.insert(id, observer);
+        // A command that was requested before a stop may arrive here after it.
         let stopped = command.targets.iter().filter_map(|target| {
             let (at, why) = self.last_stops.get(&target.to)?;
             (*at >= command.requested_at).then(|| (target.to, why.clone()))
@@ -465,7 +284,7 @@ impl DeliveryTask {
                 action: command.action,
                 arguments: command.arguments,
                 lane: command.lane,
-                ttl_ms: u64::try_from(command.ttl.as_millis()).unwrap_or(u64::MAX),
+                ttl_ms: to_ms(command.ttl),
             },
             selector: command.selector,
             deadline: command.requested_at + command.ttl,
@@ -477,8 +296,8 @@ impl DeliveryTask {
         }
     }
 
-    /// Takes in bridged devices that commands go to. One that has registered again since its last command has lost what waited
-    /// for it.
+    /// Adds the transports of bridged devices. A device that has registered again since its last command has lost its
+    /// queue.
     fn add_bridged(&mut self, devices: Vec<(PeerId, BridgedTransport)>) {
         let now = clock::now();
         let closed = self.bridged.extract_if(.., |_, device| device.is_closed());
@@ -493,24 +312,23 @@ impl DeliveryTask {
                 self.on_bridged_closed(id);
             }
             self.transports.insert(id, Box::new(device));
-            // Nothing is sent to it again.
+            // As if its session resumed: nothing is sent again.
             self.tracker.on_connected(id, true, now);
         }
     }
 
-    /// What was not sent to a device ends; what was sent, its gateway answers.
+    /// Ends the deliveries that were not sent to the device. Its gateway replies to the others.
     fn on_bridged_closed(&mut self, id: PeerId) {
         self.transports.remove(&id);
         self.tracker.on_disconnected(id);
         self.tracker.end_all(id, None, &bridge::gateway_closed());
     }
 
-    fn on_device_reply(&mut self, replied: DeviceReplied) {
-        let DeviceReplied { from, id, reply } = replied;
+    fn on_device_reply(&mut self, DeviceReplied { from, id, reply }: DeviceReplied) {
         self.tracker.on_reply(from, id, reply, clock::now());
     }
 
-    /// Hands a delivery over to its transport; whether it took it.
+    /// Hands a delivery to its transport. Returns whether there was room.
     fn deliver(
         &mut self,
         to: PeerId,
@@ -522,7 +340,7 @@ impl DeliveryTask {
             return false;
         };
         if deadline.is_none() && !transport.properties().durable_identity {
-            // The device cannot be asked: its gateway replies by itself.
+            // No status query: its gateway replies without one.
             return true;
         }
         let reply_timeout = self.observers.get(&id).map(|observer| observer.reply_timeout);
@@ -552,18 +370,19 @@ impl DeliveryTask {
 
     fn cancel(&mut self, id: CommandId, reason: &str, reply: oneshot::Sender<Cancelled>, now: Instant) {
         let CancelResult {
-            cancelled: taken_back,
-            already_sent: sent,
+            cancelled,
+            already_sent,
         } = self.tracker.cancel(|which, _| *which == id, reason, now);
-        let nodes = |all: Vec<(PeerId, CommandId)>| all.into_iter().map(|(to, _)| to).collect();
-        let (cancelled, sent): (Vec<PeerId>, Vec<PeerId>) = (nodes(taken_back), nodes(sent));
+        let nodes =
+            |all: Vec<(PeerId, CommandId)>| -> Vec<PeerId> { all.into_iter().map(|(to, _)| to).collect() };
+        let (cancelled, sent) = (nodes(cancelled), nodes(already_sent));
         let (stored, when_stored) = oneshot::channel();
         self.pending_cancels.push(PendingCancel {
             id,
             open: cancelled.iter().copied().collect(),
             stored,
         });
-        let _gone = reply.send(Cancelled {
+        let _caller_gone = reply.send(Cancelled {
             cancelled,
             sent,
             stored: when_stored,
@@ -571,14 +390,22 @@ impl DeliveryTask {
         self.notify_cancelled();
     }
 
-    /// Notifies each caller of a cancel once all of its outcomes are stored.
+    /// Updates the open deliveries of the cancels of a command.
+    fn end_cancels(&mut self, id: CommandId, end: impl Fn(&mut BTreeSet<PeerId>)) {
+        for cancel in self.pending_cancels.iter_mut().filter(|cancel| cancel.id == id) {
+            end(&mut cancel.open);
+        }
+        self.notify_cancelled();
+    }
+
+    /// Notifies the callers of cancels whose outcomes are all stored.
     fn notify_cancelled(&mut self) {
         let (open, stored): (Vec<_>, Vec<_>) = std::mem::take(&mut self.pending_cancels)
             .into_iter()
             .partition(|one| !one.open.is_empty() && !one.stored.is_closed());
         self.pending_cancels = open;
         for one in stored {
-            let _gone = one.stored.send(());
+            let _caller_gone = one.stored.send(());
         }
     }
 
@@ -588,14 +415,11 @@ impl DeliveryTask {
             if effects.is_empty() {
                 break;
             }
-            // Nothing overtakes what found no room.
+            // After one delivery finds no room, later ones to the same node wait behind it.
             let mut full = BTreeSet::new();
             for effect in effects {
                 match effect {
-                    Effect::Store {
-                        write_id: ticket,
-                        changes,
-                    } => self.pending_changes.push((ticket, changes)),
+                    Effect::Store { write_id, changes } => self.pending_changes.push((write_id, changes)),
                     Effect::Send {
                         to,
                         id,
@@ -609,25 +433,20 @@ impl DeliveryTask {
                     }
                     Effect::Stage { to, id, stage } => self.notify(id, DeliveryUpdate::Stage { to, stage }),
                     Effect::Ended { to, id, reply } => {
-                        for one in self.pending_cancels.iter_mut().filter(|one| one.id == id) {
-                            one.open.remove(&to);
-                        }
-                        self.notify_cancelled();
+                        self.end_cancels(id, |open| {
+                            open.remove(&to);
+                        });
                         self.notify(id, DeliveryUpdate::Ended { to, reply });
-                        if let Some(listener) = self.observers.get_mut(&id) {
-                            listener.open = listener.open.saturating_sub(1);
-                            if listener.open == 0 {
+                        if let Some(observer) = self.observers.get_mut(&id) {
+                            observer.open = observer.open.saturating_sub(1);
+                            if observer.open == 0 {
                                 self.observers.remove(&id);
                             }
                         }
                     }
-                    Effect::NotIssued { id, reason: why } => {
-                        // It was not to be taken back: it never was.
-                        for one in self.pending_cancels.iter_mut().filter(|one| one.id == id) {
-                            one.open.clear();
-                        }
-                        self.notify_cancelled();
-                        self.notify(id, DeliveryUpdate::NotIssued(why));
+                    Effect::NotIssued { id, reason } => {
+                        self.end_cancels(id, BTreeSet::clear);
+                        self.notify(id, DeliveryUpdate::NotIssued(reason));
                         self.observers.remove(&id);
                     }
                 }
@@ -636,10 +455,10 @@ impl DeliveryTask {
         self.begin_write();
     }
 
-    /// The channel has room for all that a command can ever be told; a caller that has disconnected is not told.
+    /// Reports an update. The channel has room for all updates of a command, so it only fails if the issuer is gone.
     fn notify(&self, id: CommandId, update: DeliveryUpdate) {
-        if let Some(listener) = self.observers.get(&id) {
-            let _gone = listener.updates.try_send(update);
+        if let Some(observer) = self.observers.get(&id) {
+            let _issuer_gone = observer.updates.try_send(update);
         }
     }
 
@@ -647,10 +466,10 @@ impl DeliveryTask {
         if self.pending_write.is_some() || self.pending_changes.is_empty() {
             return;
         }
-        let (mut tickets, mut all) = (Vec::new(), Vec::new());
+        let (mut write_ids, mut all) = (Vec::new(), Vec::new());
         let mut waiting = std::mem::take(&mut self.pending_changes).into_iter();
-        for (ticket, mut changes) in waiting.by_ref() {
-            tickets.push(ticket);
+        for (write_id, mut changes) in waiting.by_ref() {
+            write_ids.push(write_id);
             all.append(&mut changes);
             if all.len() >= CHANGES_PER_WRITE_MAX {
                 break;
@@ -665,11 +484,11 @@ impl DeliveryTask {
                 let origin = self
                     .observers
                     .get_mut(&id)
-                    .and_then(|listener| listener.origin.take());
+                    .and_then(|observer| observer.origin.take());
                 origins.extend(origin.map(|origin| (id, origin)));
             }
         }
-        self.in_flight = (tickets, begun);
+        self.in_flight = (write_ids, begun);
         let store = self.store.clone();
         self.pending_write = Some(Box::pin(async move { store.apply(all, origins).await }));
     }
@@ -677,20 +496,20 @@ impl DeliveryTask {
     fn on_written(&mut self, done: Result<Vec<u64>, StoreError>) {
         self.pending_write = None;
         let now = clock::now();
-        let (tickets, begun) = std::mem::take(&mut self.in_flight);
+        let (write_ids, begun) = std::mem::take(&mut self.in_flight);
         match done {
             Ok(numbers) => {
                 for (id, number) in begun.into_iter().zip(numbers) {
                     self.notify(id, DeliveryUpdate::Issued { id, number });
                 }
-                for ticket in tickets {
-                    self.tracker.on_stored(ticket, now);
+                for write_id in write_ids {
+                    self.tracker.on_stored(write_id, now);
                 }
             }
             Err(error) => {
-                tracing::error!(%error, "deliveries are not stored");
-                for ticket in tickets {
-                    self.tracker.on_store_failed(ticket, &error.to_string(), now);
+                tracing::error!(%error, "Deliveries are not stored");
+                for write_id in write_ids {
+                    self.tracker.on_store_failed(write_id, &error.to_string(), now);
                 }
             }
         }
@@ -710,6 +529,3 @@ async fn wait_until(due: Option<Instant>) {
         None => std::future::pending().await,
     }
 }
-
-#[cfg(test)]
-mod tests;

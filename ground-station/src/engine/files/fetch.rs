@@ -406,7 +406,7 @@ mod tests {
         let (endpoint, _events) = Endpoint::start(config, Arc::new(identity)).expect("started");
         let state = tempfile::tempdir().expect("a directory");
         let store = crate::store::Store::open(state.path()).await.expect("a store");
-        let deliveries = crate::engine::delivery::task::DeliveryTask::channel().0;
+        let deliveries = crate::engine::delivery::handle::channel().0;
         let stops = crate::engine::stop::coordinator::StopCoordinator::new(0, Default::default(), None);
         let shared = SharedContext::for_test(endpoint.clone(), store, deliveries, stops);
         let (_never, online) = watch::channel(false);

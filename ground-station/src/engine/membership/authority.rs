@@ -16,12 +16,12 @@ use swarm_shared::proto::id::{PeerId, PeerKind, PublicKey};
 use swarm_shared::proto::message::{JoinProof, Joined, RefusalCode, Refused};
 use swarm_shared::proto::trust::invitations::{Admission, Invitations, InviteError};
 use swarm_shared::proto::trust::invite::{Invitation, InviteSecret};
-use swarm_shared::proto::trust::{FleetRoot, Grant, Membership, Role, RootRecord, Signed, TrustError};
+use swarm_shared::proto::trust::{FleetRoot, Grant, Membership, Role, Signed, TrustError};
 use tokio::sync::oneshot;
 
 use crate::engine::EngineError;
 use crate::engine::registry::{SharedNodeRegistry, find_unique};
-use crate::store::{MemberRow, PendingRow, Store, StoreError};
+use crate::store::{MemberRow, PendingRow, Store, StoreError, meta};
 use swarm_shared::api::{Event, Failure, InvitationView, PendingView};
 
 type JoinReplySender = oneshot::Sender<Result<Box<Joined>, Refused>>;
@@ -91,24 +91,13 @@ pub(in crate::engine) async fn load_membership(
     store: &Store,
     own: &PublicKey,
 ) -> Result<Option<Membership>, EngineError> {
-    let Some(text) = store.membership().await? else {
-        return Ok(None);
-    };
-    let membership: Membership =
-        serde_json::from_str(&text).map_err(|e| EngineError::Fleet(e.to_string()))?;
-    membership
-        .check_own(own)
-        .map_err(|e| EngineError::Fleet(e.to_string()))?;
-    Ok(Some(membership))
-}
-
-pub(in crate::engine) async fn save_membership(
-    store: &Store,
-    membership: &Membership,
-) -> Result<(), StoreError> {
-    store
-        .set_membership(*membership.root(), to_json(membership))
-        .await
+    let membership = store.load_value(&meta::MEMBERSHIP).await?;
+    if let Some(membership) = &membership {
+        membership
+            .check_own(own)
+            .map_err(|error| EngineError::Fleet(error.to_string()))?;
+    }
+    Ok(membership)
 }
 
 fn to_json(value: &impl serde::Serialize) -> String {
@@ -120,20 +109,15 @@ impl FleetAuthority {
         let dir = state_dir.to_owned();
         let key = tokio::task::spawn_blocking(move || identity::load(&dir, KeyFile::FleetRoot));
         let key = key.await.map_err(|e| EngineError::Fleet(e.to_string()))??;
-        let unsound = |e: &dyn std::fmt::Display| EngineError::Fleet(e.to_string());
-        let root = match (key, store.root_record().await?) {
-            (None, _) => None,
-            (Some(key), Some(record)) => {
-                let record: RootRecord = serde_json::from_str(&record).map_err(|e| unsound(&e))?;
-                Some(FleetRoot::restore(key, record).map_err(|e| unsound(&e))?)
-            }
-            // Made, and the process ended before anything was signed with it.
-            (Some(key), None) => Some(FleetRoot::create(key).map_err(|e| unsound(&e))?),
-        };
-        let invitations = match store.invitations().await? {
-            Some(text) => serde_json::from_str(&text).map_err(|e| unsound(&e))?,
-            None => Invitations::default(),
-        };
+        let record = store.load_value(&meta::ROOT_RECORD).await?;
+        let root = key.map(|key| match record {
+            Some(record) => FleetRoot::restore(key, record),
+            // The process ended between the creation of the key and its first signature.
+            None => FleetRoot::create(key),
+        });
+        let root = root.transpose();
+        let root = root.map_err(|error| EngineError::Fleet(error.to_string()))?;
+        let invitations = store.load_value(&meta::INVITATIONS).await?.unwrap_or_default();
         let state_dir = state_dir.to_owned();
         Ok(Self {
             state_dir,
@@ -165,7 +149,7 @@ impl FleetAuthority {
         };
         let grant = root.grant(own, Role::Admin)?;
         let membership = Membership::new(root.public(), &own, grant, root.state().clone())?;
-        save_membership(&self.store, &membership).await?;
+        self.store.set_membership(&membership).await?;
         self.save_root().await?;
         Ok(membership)
     }
@@ -185,9 +169,13 @@ impl FleetAuthority {
 
     async fn save_root(&self) -> Result<(), StoreError> {
         match &self.root {
-            Some(root) => self.store.set_root_record(to_json(root.record())).await,
+            Some(root) => self.store.save_value(&meta::ROOT_RECORD, root.record()).await,
             None => Ok(()),
         }
+    }
+
+    async fn save_invitations(&self) -> Result<(), StoreError> {
+        self.store.save_value(&meta::INVITATIONS, &self.invitations).await
     }
 
     pub(in crate::engine) async fn invite(
@@ -201,7 +189,7 @@ impl FleetAuthority {
         let secret = InviteSecret::new(random::bytes()?);
         self.invitations
             .issue(secret.clone(), role, uses, clock::unix_time_ms(), valid_ms)?;
-        self.store.set_invitations(to_json(&self.invitations)).await?;
+        self.save_invitations().await?;
         let code = Invitation::new(fingerprint, secret, dial_addresses(listens)).to_string();
         Ok(vec![Event::Invitation(InvitationView {
             code,
@@ -386,10 +374,7 @@ impl FleetAuthority {
                     format!("the station cannot take anybody in: {error}"),
                 )
             };
-            self.store
-                .set_invitations(to_json(&self.invitations))
-                .await
-                .map_err(|e| internal_refusal(&e))?;
+            self.save_invitations().await.map_err(|e| internal_refusal(&e))?;
             let member = self
                 .enrol(key, role, seen, membership)
                 .await
@@ -423,7 +408,7 @@ impl FleetAuthority {
             return;
         }
         self.invitations = before;
-        if let Err(error) = self.store.set_invitations(to_json(&self.invitations)).await {
+        if let Err(error) = self.save_invitations().await {
             tracing::error!(%error, "invitations are not stored");
         }
     }
@@ -553,8 +538,8 @@ mod tests {
         rig.membership = rig.authority.revoke(out, &rig.membership).await.expect("put out");
         let invitation = rig.invite().await;
         rig.join(&invitation, out).await.expect_err("stays out");
-        let stored = rig.authority.store.invitations().await.expect("read");
-        assert_eq!(stored, Some(to_json(&rig.authority.invitations)));
+        let stored = rig.authority.store.load_value(&meta::INVITATIONS).await;
+        assert_eq!(stored.expect("read"), Some(rig.authority.invitations.clone()));
         rig.join(&invitation, PublicKey([5; 32]))
             .await
             .expect("the use is still there");

@@ -20,7 +20,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::engine::SharedContext;
-use crate::engine::membership::authority;
 use crate::engine::membership::authority::{AuthorityError, FleetAuthority};
 use crate::engine::registry::{SharedNodeRegistry, member_view};
 use crate::engine::reporter::Reporter;
@@ -79,7 +78,7 @@ impl MembershipTask {
         let Some(membership) = membership else { return };
         let revoked = self.registry.lock().revoke(&membership);
         let kept = async {
-            authority::save_membership(&self.store, &membership).await?;
+            self.store.set_membership(&membership).await?;
             self.store.revoke_members(revoked).await
         };
         if let Err(error) = kept.await {
@@ -231,7 +230,7 @@ impl MembershipTask {
         })?;
         let membership = self.membership().ok_or(AuthorityError::NoRoot)?;
         let membership = Arc::new(self.authority.revoke(row.key, &membership).await?);
-        authority::save_membership(&self.store, &membership).await?;
+        self.store.set_membership(&membership).await?;
         let revoked = self.registry.lock().revoke(&membership);
         self.store.revoke_members(revoked).await?;
         self.shared.endpoint.adopt_membership(membership).await;
@@ -293,7 +292,7 @@ impl MembershipTask {
             if other {
                 self.authority.leave_fleet().await?;
             }
-            authority::save_membership(&self.store, &membership).await?;
+            self.store.set_membership(&membership).await?;
             self.shared.endpoint.adopt_membership(Arc::new(membership)).await;
             for addr in invitation.addresses() {
                 self.remember_station_address(*addr).await;

@@ -1,15 +1,13 @@
-//! An emergency stop by datagrams alone, for when nobody answers who has the links: another verb holds the state
-//! directory, its disk is full, `serve` hangs. It needs no lock and writes nothing: the key, the membership and the
-//! members are only read.
+//! An emergency stop by datagrams alone, while no engine answers: another verb holds the state directory, the disk is
+//! full, or `serve` hangs. It needs no lock and writes nothing: it reads the key, the membership and the members.
 //!
-//! Nobody acknowledges a datagram to it, and its number is not stored. Both are as well: whoever gets at the links
-//! gives the stop again, and its number, by the wall clock or one more than the stored one, is never below this one.
+//! Nodes do not acknowledge its datagrams, and its number is not stored. Neither is needed: the engine that gets the links
+//! issues the stop again, with a number that is not lower, since numbers follow the wall clock and the stored number.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use rusqlite::Connection;
 use swarm_shared::net::clock;
 use swarm_shared::net::discovery::interfaces;
 use swarm_shared::net::discovery::pings::Broadcaster;
@@ -22,34 +20,27 @@ use swarm_shared::proto::trust::{Membership, SigningKey};
 use swarm_shared::proto::wire::Kind;
 use tokio_util::sync::CancellationToken;
 
-use crate::store::{self, MemberRow, StoreError};
+use crate::store::{self, meta};
 use swarm_shared::api::NodeRef;
 
 pub(in crate::engine) const NO_FLEET: &str =
-    "this station belongs to no fleet, so nobody would stop: join one, or make one";
+    "this station belongs to no fleet, so no node would stop: join one, or make one";
 
-/// Signed orders, and where they go.
+/// Signed orders and their destinations.
 #[derive(Clone, Debug)]
 pub struct StopBroadcast {
     targets: Vec<NodeRef>,
     orders: Vec<Bytes>,
-    /// Where the targets were seen last, at the port for pings.
+    /// Last addresses of the targets, with the port for pings.
     last_addresses: Vec<SocketAddr>,
     port: u16,
 }
 
-/// What the store says, read only.
-struct Stored {
-    membership: String,
-    number: u64,
-    members: Vec<MemberRow>,
-}
-
 impl StopBroadcast {
-    /// Reads what is needed from the state directory, whoever holds it, and signs the orders.
+    /// Reads the state directory, which another process may hold, and signs the orders.
     ///
     /// # Errors
-    /// Why this station can stop nobody, for people.
+    /// Text for the user: why this station cannot stop nodes.
     pub async fn prepare(state_dir: PathBuf, selector: Selector, port: u16) -> Result<Self, String> {
         let work = tokio::task::spawn_blocking(move || Self::read(&state_dir, &selector, port));
         work.await.map_err(|error| error.to_string())?
@@ -58,16 +49,20 @@ impl StopBroadcast {
     fn read(state_dir: &Path, selector: &Selector, port: u16) -> Result<Self, String> {
         let key = identity::load(state_dir, KeyFile::Identity).map_err(|error| error.to_string())?;
         let key = key.ok_or(NO_FLEET)?;
-        let stored = store::read_best_effort(state_dir, read_stored).map_err(|error| error.to_string())?;
-        let stored = stored.flatten().ok_or(NO_FLEET)?;
-        let membership: Membership =
-            serde_json::from_str(&stored.membership).map_err(|error| error.to_string())?;
+        let stored = store::read_best_effort(state_dir, |connection| {
+            let membership = meta::MEMBERSHIP.read(connection)?;
+            let last_number = meta::STOP_NUMBER.read(connection)?.unwrap_or(0);
+            Ok((membership, last_number, store::members(connection)?))
+        });
+        let stored = stored.map_err(|error| error.to_string())?;
+        let (membership, last_number, members) = stored.ok_or(NO_FLEET)?;
+        let membership = membership.ok_or(NO_FLEET)?;
         membership
             .check_own(&key.public())
             .map_err(|error| error.to_string())?;
         let mut targets = Vec::new();
         let mut last_addresses = Vec::new();
-        for member in stored.members {
+        for member in members {
             let id = member.key.id();
             let matched = Matched {
                 name: &member.name,
@@ -86,7 +81,7 @@ impl StopBroadcast {
         last_addresses.dedup();
         let ids: Vec<PeerId> = targets.iter().map(|target| target.id).collect();
         let selectors = split_selector(selector, &ids).map_err(|error| error.to_string())?;
-        let first = next_number(stored.number, clock::unix_time_ms());
+        let first = next_number(last_number, clock::unix_time_ms());
         let orders = (first..)
             .zip(selectors)
             .map(|(number, selector)| sign_order(&key, &membership, number, selector));
@@ -98,13 +93,13 @@ impl StopBroadcast {
         })
     }
 
-    /// The nodes that are known and meant.
+    /// The known nodes that match the selector.
     pub fn targets(&self) -> &[NodeRef] {
         &self.targets
     }
 
-    /// Sends five datagrams and then one each second, on every interface and to where the targets were seen last,
-    /// until the token is cancelled. If no target is known, five are all.
+    /// Sends five datagrams and then one each second, on every interface and to the last addresses of the targets, until
+    /// shutdown. Sends only the five if there are no targets.
     pub async fn run(self, shutdown: CancellationToken) {
         let present = interfaces::watch(shutdown.clone());
         let mut broadcaster = Broadcaster::default();
@@ -129,7 +124,10 @@ impl StopBroadcast {
     }
 }
 
-/// An order, signed, if its issuer may give it.
+/// Signs an order.
+///
+/// # Errors
+/// Text for the user: the role does not permit a stop, or the selector is too long.
 pub(in crate::engine) fn sign_order(
     key: &SigningKey,
     membership: &Membership,
@@ -140,15 +138,4 @@ pub(in crate::engine) fn sign_order(
     let order = StopOrder::new(&membership.fingerprint(), key.public(), number, selector);
     let bytes = order.encode(key, membership.grant());
     bytes.map(Bytes::from).map_err(|error| error.to_string())
-}
-
-fn read_stored(connection: &Connection) -> Result<Option<Stored>, StoreError> {
-    let Some(membership) = store::membership(connection)? else {
-        return Ok(None);
-    };
-    Ok(Some(Stored {
-        membership,
-        number: store::stop_number(connection)?,
-        members: store::members(connection)?,
-    }))
 }

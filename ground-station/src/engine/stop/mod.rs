@@ -1,18 +1,24 @@
 //! Emergency stops, station side. A stop is sent before anything is stored.
 //!
-//! | file | what it holds |
+//! | file | content |
 //! |---|---|
-//! | `coordinator.rs` | a stop's course: sign the order, withdraw what waits, send, repeat until all have reported |
-//! | `release.rs` | ends the latches of nodes and of bridged devices |
-//! | `latches.rs` | stops that hold bridged devices, by selector, also devices that connect later |
-//! | `unconfirmed.rs` | stops that some nodes have not confirmed; they survive a restart of the station |
-//! | `broadcast.rs` | the order in datagrams alone, while the engine is not ready |
+//! | `run.rs` | one stop: sign the order, withdraw what waits, send, repeat until all targets have reported |
+//! | `coordinator.rs` | what all stops share: the last number, the reports of nodes |
+//! | `devices.rs` | stops of bridged devices |
+//! | `release.rs` | ends the stops of nodes and of bridged devices |
+//! | `latches.rs` | stops in force for bridged devices, by selector, also for devices that connect later |
+//! | `unconfirmed.rs` | stops that nodes have not confirmed |
+//! | `broadcast.rs` | the order in datagrams alone, while no engine answers |
 //!
-//! The order's form, its sender and its receiver are in [`swarm_shared::proto::stop`]; the node's part is in its `stop`
+//! Latches, unconfirmed stops and the last number survive a restart of the station.
+//!
+//! The form of the order, its sender and its receiver are in [`swarm_shared::proto::stop`]; the node's part is in its `stop`
 //! folder.
 
 pub mod broadcast;
-pub(in crate::engine) mod coordinator;
-pub(in crate::engine) mod latches;
-pub(in crate::engine) mod release;
-pub(in crate::engine) mod unconfirmed;
+pub(super) mod coordinator;
+pub(super) mod devices;
+pub(super) mod latches;
+pub(super) mod release;
+pub(super) mod run;
+pub(super) mod unconfirmed;

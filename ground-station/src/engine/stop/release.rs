@@ -12,15 +12,13 @@ use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::wire::Lane;
 use tokio::task::JoinSet;
 
+use super::coordinator::history_record;
 use crate::duration::to_ms;
 use crate::engine::SharedContext;
 use crate::engine::delivery::{history_writer, query};
 use crate::engine::registry::{Device, NodeDevice, Target};
 use crate::engine::reporter::{Reporter, given_up};
-use crate::engine::stop::coordinator::history_record;
-use crate::engine::transport::bridge::{
-    self, BridgedDevices, BridgedTransport, DeviceOperation, DeviceReply,
-};
+use crate::engine::transport::bridge::{BridgedDevices, BridgedTransport, DeviceOperation, await_reply};
 use crate::store::Origin;
 use swarm_shared::api::{CommandKind, Event, Failure, NodeRef};
 
@@ -48,8 +46,8 @@ pub(in crate::engine) struct ReleaseRequest {
     /// Note for the caller.
     pub(in crate::engine) note: Option<String>,
     pub(in crate::engine) timeout: Duration,
-    /// The version of the latches when the release was requested: later stops stay in force.
-    pub(in crate::engine) requested_version: u64,
+    /// Number of latched stops when the release was requested: later stops stay in force.
+    pub(in crate::engine) stop_count: u64,
     pub(in crate::engine) origin: Origin,
 }
 
@@ -69,12 +67,12 @@ pub(in crate::engine) async fn run(
         no_match_text,
         note,
         timeout,
-        requested_version,
+        stop_count,
         origin,
     } = request;
     let nodes: Vec<NodeRef> = targets.iter().map(|target| target.node.clone()).collect();
     if nodes.is_empty() {
-        let lifted = lift(&devices, &selector, requested_version, timeout).await;
+        let lifted = lift(&devices, &selector, stop_count, timeout).await;
         let (outcome, more) = match &lifted {
             Ok(None) => (
                 "of drones that come".to_owned(),
@@ -119,7 +117,7 @@ pub(in crate::engine) async fn run(
             return;
         }
     }
-    let lifting = lift(&devices, &selector, requested_version, timeout);
+    let lifting = lift(&devices, &selector, stop_count, timeout);
     let mut lifting = pin!(lifting);
     let mut is_lifting = true;
     while is_lifting || !at_work.is_empty() {
@@ -165,16 +163,16 @@ pub(in crate::engine) async fn run(
 async fn lift(
     devices: &BridgedDevices,
     selector: &Selector,
-    requested_version: u64,
+    stop_count: u64,
     timeout: Duration,
 ) -> Result<Option<String>, String> {
     let latches = devices.latches();
-    let released = latches.release(selector, requested_version);
+    let released = latches.release(selector, stop_count);
     devices.mark_all_changed();
     let Some(version) = released.map_err(|error| error.to_string())? else {
         return Ok(None);
     };
-    let why = match tokio::time::timeout(timeout, latches.wait_stored(version)).await {
+    let why = match tokio::time::timeout(timeout, latches.persisted().wait_stored(version)).await {
         Ok(Ok(())) => return Ok(None),
         Ok(Err(why)) => why,
         Err(_elapsed) => "the disk takes long".to_owned(),
@@ -191,10 +189,7 @@ async fn release_device(device: &BridgedTransport, lifted: Result<(), String>, t
     }
     let now = clock::now();
     let until = now + timeout;
-    match device.try_send(DeviceOperation::Release, now, until, until) {
-        Ok(replied) => DeviceReply::without_file(replied.await),
-        Err(error) => bridge::not_taken(error),
-    }
+    await_reply(device.try_send(DeviceOperation::Release, now, until, until)).await
 }
 
 /// An unconfirmed stop ends whatever the node replies: the operator has released the node.

@@ -1,68 +1,69 @@
-//! Devices of other programs, which a gateway bridges: they are shown and commanded beside the fleet's own nodes.
+//! The registry of bridged devices, which belong to other programs and are shown and commanded beside the nodes.
 //!
-//! A gateway [registers](BridgedDevices::register) each device, publishes through the [`DeviceGuard`] how the device is,
-//! and carries out the [`DeviceCommand`]s that come for it.
+//! A gateway [registers](BridgedDevices::register) each device, publishes its state through the [`DeviceGuard`], and carries
+//! out the [`DeviceCommand`]s that it takes from it.
 //!
-//! Invariants: a device stays registered until its gateway drops the guard, connected or not; only if the registry is full,
-//! the device that has been away longest is forgotten, of those for which nothing waits. Whether a device is stopped is
-//! remembered apart from it ([`DeviceGuard::stopped`]). Every command ends, at the latest when its gateway drops it.
-//! Nothing here knows a gateway's protocol. The table is locked for a look-up and never across an await.
+//! Invariants: a device stays registered until its gateway drops the guard, connected or not. If the registry is full, the
+//! idle device that has been away longest is removed. Stops are stored apart from the registration
+//! ([`DeviceGuard::stopped`]). Every command ends, at the latest when its gateway drops it. Nothing here knows the protocol
+//! of a gateway. The table is not locked across an await.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use bytes::Bytes;
 use serde_json::{Map, Value};
 use swarm_shared::net::clock;
-use swarm_shared::net::peer::{CompletedRequest, RequestResult};
 use swarm_shared::net::sync::Mutex;
 use swarm_shared::proto::id::{NodeName, PeerId, PeerKind};
-use swarm_shared::proto::message::Arguments;
-use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::selector::{NodeAttributes, Selector};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 
-use super::{DeviceProperties, DeviceTransport, OutgoingDelivery, Query, ReplyPath, TransportError};
+use super::DeviceProperties;
 use crate::duration::to_ms;
 use crate::engine::stop::latches::StopLatches;
 use swarm_shared::api::{NodeRef, NodeState, NodeView, Warning};
 
+mod transport;
+
+pub(in crate::engine) use transport::{BridgedTransport, await_reply, gateway_closed, not_taken};
+pub use transport::{DeviceCommand, DeviceOperation, DeviceReply};
+
 /// Most devices that are registered at once.
 pub const DEVICES_MAX: usize = 1_024;
-/// Most commands that wait for the gateway of one device.
+/// Most commands in the queue of one device.
 pub const DEVICE_COMMANDS_MAX: usize = 256;
-/// Most stops that wait for the gateway of one device; they go before its commands.
+/// Most stops in the queue of one device, which its gateway takes first.
 const DEVICE_STOPS_MAX: usize = 16;
-/// [`NodeView::stop_unconfirmed`] of a stopped device: such stops have no numbers.
+/// [`NodeView::stop_unconfirmed`] of a stopped device, whose stops have no numbers.
 const STOP_NUMBER: u64 = 1;
 
-/// What does not change while a device is registered.
+/// Properties that do not change while a device is registered.
 #[derive(Clone, Debug)]
 pub struct DeviceProfile {
-    /// Name and id; the id is unique among devices and nodes.
+    /// Name and id. The id is unique among devices and nodes.
     pub node: NodeRef,
     /// Tags, for selectors.
     pub tags: BTreeMap<String, String>,
-    /// The program that the device runs.
+    /// Program that the device runs.
     pub software: Option<String>,
-    /// Actions that only read there, beside those that only read on every node.
+    /// Actions that only read on this device, beside those that only read on every node.
     pub reads: Arc<BTreeSet<String>>,
     /// Longest file that the device can be sent, in bytes.
     pub file_bytes_max: u64,
 }
 
-/// How a device is.
+/// State of a device.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct DevicePresence {
     /// Whether it is connected.
     pub online: bool,
-    /// Whether it is connected and late to answer.
+    /// Whether it is connected and answers late.
     pub silent: bool,
-    /// When it was heard last; `None` if it never was.
+    /// When it was last heard; `None` if never.
     pub heard: Option<Instant>,
-    /// Whether something waits for it: then it is not forgotten, however long it is away.
+    /// Whether operations wait for it: then it is never removed.
     pub kept: bool,
     /// Its address, or its last one.
     pub address: Option<SocketAddr>,
@@ -70,75 +71,12 @@ pub struct DevicePresence {
     pub telemetry: BTreeMap<String, Value>,
 }
 
-/// What a device is to do.
-#[derive(Clone, Debug, PartialEq)]
-pub enum DeviceOperation {
-    /// Run an action, or answer a question.
-    Command {
-        /// Name of the action.
-        action: String,
-        /// Its arguments.
-        arguments: Arguments,
-    },
-    /// Take this file.
-    Push {
-        /// ROOT/RELATIVE, as for every node.
-        path: String,
-        /// The whole file.
-        content: Bytes,
-    },
-    /// Send this file: answered with [`DeviceReply::File`].
-    Fetch {
-        /// ROOT/RELATIVE.
-        path: String,
-    },
-    /// Emergency stop.
-    Stop,
-    /// End of an emergency stop.
-    Release,
-}
-
-/// An operation, with its deadlines and the way of its reply.
-#[derive(Debug)]
-pub struct DeviceCommand {
-    /// What the device is to do.
-    pub operation: DeviceOperation,
-    /// When it was requested. What must not run late counts from then, however long a disk took in between.
-    pub issued: Instant,
-    /// It must not start after this.
-    pub start_by: Instant,
-    /// No reply is waited for after this.
-    pub respond_by: Instant,
-    /// Takes the reply. Closed when no reply is wanted any more.
-    pub reply: oneshot::Sender<DeviceReply>,
-}
-
-/// How a command ended.
-#[derive(Debug)]
-pub enum DeviceReply {
-    /// With this outcome.
-    Reply(Reply),
-    /// With the file that was asked for.
-    File(Bytes),
-}
-
-impl DeviceReply {
-    /// The reply, where no file was asked for.
-    pub(in crate::engine) fn without_file(reply: Result<Self, oneshot::error::RecvError>) -> Reply {
-        match reply {
-            Ok(Self::Reply(reply)) => reply,
-            Ok(Self::File(_)) => Reply::failed("the device answered with a file that was not asked for"),
-            Err(_dropped) => Reply::ended(Outcome::Unknown, "this station stopped midway"),
-        }
-    }
-}
-
 /// Why a device is not registered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RegisterError {
     /// The registry is full.
     #[error(
-        "{DEVICES_MAX} devices are registered, and none can be forgotten: each is connected, or something waits for it"
+        "{DEVICES_MAX} devices are registered, and none can be removed: each is connected, or has waiting commands"
     )]
     Full,
     /// The id is registered already.
@@ -146,145 +84,19 @@ pub enum RegisterError {
     Taken,
 }
 
-/// The way to one device: the queues of its gateway.
-#[derive(Clone, Debug)]
-pub(in crate::engine) struct BridgedTransport {
-    id: PeerId,
-    properties: DeviceProperties,
-    commands: mpsc::Sender<DeviceCommand>,
-    stops: mpsc::Sender<DeviceCommand>,
-    /// When the device was stopped last.
-    stopped_at: watch::Receiver<Option<Instant>>,
-}
-
-impl BridgedTransport {
-    /// Hands over an operation; the reply comes back.
-    pub(in crate::engine) fn try_send(
-        &self,
-        operation: DeviceOperation,
-        issued: Instant,
-        start_by: Instant,
-        respond_by: Instant,
-    ) -> Result<oneshot::Receiver<DeviceReply>, TransportError> {
-        let (reply, replied) = oneshot::channel();
-        let queue = match operation {
-            DeviceOperation::Stop => &self.stops,
-            DeviceOperation::Command { .. }
-            | DeviceOperation::Push { .. }
-            | DeviceOperation::Fetch { .. }
-            | DeviceOperation::Release => &self.commands,
-        };
-        let command = DeviceCommand {
-            operation,
-            issued,
-            start_by,
-            respond_by,
-            reply,
-        };
-        queue.try_send(command).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => TransportError::Full,
-            mpsc::error::TrySendError::Closed(_) => TransportError::Closed,
-        })?;
-        Ok(replied)
-    }
-
-    /// Whether the device was stopped at this moment or later, released or not.
-    pub(in crate::engine) fn was_stopped_since(&self, moment: Instant) -> bool {
-        self.stopped_at.borrow().is_some_and(|at| at >= moment)
-    }
-
-    /// Returns when [`Self::was_stopped_since`] becomes true.
-    pub(in crate::engine) async fn wait_stopped_since(&self, moment: Instant) {
-        let mut stopped = self.stopped_at.clone();
-        let is_since = |at: &Option<Instant>| at.is_some_and(|at| at >= moment);
-        let is_forgotten = stopped.wait_for(is_since).await.is_err();
-        if is_forgotten {
-            // The device is forgotten: no stop reaches it.
-            std::future::pending::<()>().await;
-        }
-    }
-
-    /// Whether nothing reaches the device this way any more.
-    pub(in crate::engine) fn is_closed(&self) -> bool {
-        self.commands.is_closed()
-    }
-
-    /// Whether both are the way to the same registration of a device.
-    pub(in crate::engine) fn is_same(&self, other: &Self) -> bool {
-        self.commands.same_channel(&other.commands)
-    }
-}
-
-impl DeviceTransport for BridgedTransport {
-    fn properties(&self) -> &DeviceProperties {
-        &self.properties
-    }
-
-    fn try_deliver(&self, delivery: &OutgoingDelivery<'_>) -> Result<ReplyPath, TransportError> {
-        let command = delivery.command.command();
-        let start_by = delivery.deadline.unwrap_or(delivery.respond_by);
-        let operation = DeviceOperation::Command {
-            action: command.action.clone(),
-            // It was made of arguments, so it reads as such.
-            arguments: serde_json::from_str(&command.arguments).unwrap_or_default(),
-        };
-        let ttl = Duration::from_millis(command.ttl_ms);
-        let issued = start_by.checked_sub(ttl).unwrap_or(start_by);
-        self.try_send(operation, issued, start_by, delivery.respond_by)
-            .map(ReplyPath::Channel)
-    }
-
-    fn try_query(&self, query: &Query<'_>, replies: &mpsc::Sender<CompletedRequest>) -> Result<(), String> {
-        let operation = DeviceOperation::Command {
-            action: query.action.to_owned(),
-            arguments: query.arguments.clone(),
-        };
-        let replied = self
-            .try_send(operation, query.requested_at, query.start_by, query.respond_by)
-            .map_err(|error| not_taken(error).error.unwrap_or_default())?;
-        let (peer, id, replies) = (self.id, query.id, replies.clone());
-        tokio::spawn(async move {
-            let reply = tokio::select! {
-                biased;
-                // The gateway then drops the question.
-                () = replies.closed() => return,
-                reply = replied => DeviceReply::without_file(reply),
-            };
-            let content = serde_json::to_vec(&reply).unwrap_or_default();
-            let result = RequestResult::Reply(content.into());
-            replies.send(CompletedRequest { peer, id, result }).await.ok();
-        });
-        Ok(())
-    }
-}
-
-/// How what a gateway did not take ends.
-pub(in crate::engine) fn not_taken(error: TransportError) -> Reply {
-    match error {
-        TransportError::Full => Reply::refused("busy: too many commands wait for this device; try again"),
-        TransportError::Closed => gateway_closed(),
-    }
-}
-
-/// How what never left the queue of a gateway ends.
-pub(in crate::engine) fn gateway_closed() -> Reply {
-    Reply::ended(Outcome::NoAnswer, "its gateway is closed: nothing was sent")
-}
-
 #[derive(Debug)]
 struct BridgedDevice {
-    /// The same as its guard's.
+    /// The same as in its guard.
     registration: Arc<()>,
     profile: DeviceProfile,
     presence: DevicePresence,
-    commands: mpsc::Sender<DeviceCommand>,
-    stops: mpsc::Sender<DeviceCommand>,
+    transport: BridgedTransport,
     stopped_at: watch::Sender<Option<Instant>>,
 }
 
 impl BridgedDevice {
-    /// Whether it was connected once, is not now, and nothing waits for it.
-    fn is_forgettable(&self) -> bool {
+    /// Whether it was connected once, is not connected now, and has no waiting operations.
+    fn is_removable(&self) -> bool {
         let presence = &self.presence;
         presence.heard.is_some() && !presence.online && !presence.kept
     }
@@ -300,14 +112,14 @@ impl DeviceProfile {
     }
 }
 
-/// All devices behind gateways, and the stops that are in force for them. Clones share it.
+/// All bridged devices, and the stops in force for them. Clones share the registry.
 #[derive(Clone, Debug, Default)]
 pub struct BridgedDevices(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
     table: Mutex<Table>,
-    /// Counts changes that watchers are told of.
+    /// Counts changes that watchers are notified of.
     changed: watch::Sender<u64>,
     latches: StopLatches,
 }
@@ -315,13 +127,19 @@ struct Inner {
 #[derive(Debug, Default)]
 struct Table {
     devices: BTreeMap<PeerId, BridgedDevice>,
-    /// Those that have been forgotten, until they are back, for watchers that have seen them; at most [`DEVICES_MAX`].
+    /// Removed devices, until they return, for watchers that have seen them; at most [`DEVICES_MAX`].
     departed: BTreeMap<PeerId, DeviceProfile>,
-    /// Those of which watchers have not been told yet.
+    /// Devices of which watchers have not been notified yet.
     changed: BTreeSet<PeerId>,
 }
 
 impl Table {
+    /// The devices that the selector matches.
+    fn matching(&self, selector: &Selector) -> impl Iterator<Item = &BridgedDevice> {
+        let devices = self.devices.values();
+        devices.filter(|device| selector.matches(&device.profile.attributes()))
+    }
+
     fn insert(&mut self, device: BridgedDevice) {
         let id = device.profile.node.id;
         self.departed.remove(&id);
@@ -341,26 +159,26 @@ impl Table {
     }
 }
 
-/// A registered device. Dropping the guard makes the station forget the device. Once the registration
-/// [is lost](Self::is_lost) the guard is of no use: no new command finds the device, though earlier ones may still come.
+/// A registered device. Dropping the guard removes it. After the registration [is lost](Self::is_lost) the guard gets no
+/// new commands; earlier ones may still arrive.
 #[derive(Debug)]
 pub struct DeviceGuard {
     devices: BridgedDevices,
     profile: DeviceProfile,
     registration: Arc<()>,
-    /// What the device is to do.
+    /// Commands to the device.
     pub commands: mpsc::Receiver<DeviceCommand>,
-    /// Stops: to be taken first.
+    /// Stops of the device, to be taken first.
     pub stops: mpsc::Receiver<DeviceCommand>,
 }
 
 impl DeviceGuard {
-    /// The selector of the stop that is in force for the device, also if it was given before the device connected.
+    /// Selector of the stop in force for the device, also if it was issued before the device connected.
     pub fn stopped(&self) -> Option<Selector> {
         self.devices.latches().stopped(&self.profile.attributes())
     }
 
-    /// Whether the device is forgotten already: another one needed its place.
+    /// Whether the device was removed to make room for another.
     pub fn is_lost(&self) -> bool {
         !self.is_registered(self.devices.table().devices.get(&self.profile.node.id))
     }
@@ -369,7 +187,7 @@ impl DeviceGuard {
         device.is_some_and(|device| Arc::ptr_eq(&device.registration, &self.registration))
     }
 
-    /// Publishes how the device is.
+    /// Publishes the state of the device.
     pub fn publish(&self, presence: DevicePresence) {
         let id = self.profile.node.id;
         let mut table = self.devices.table();
@@ -379,7 +197,7 @@ impl DeviceGuard {
         let Some(device) = table.devices.get_mut(&id) else {
             return;
         };
-        // Watchers are not told that it was heard again.
+        // A later `heard` alone is no change for watchers.
         let changed = device.presence
             != DevicePresence {
                 heard: device.presence.heard,
@@ -396,7 +214,7 @@ impl DeviceGuard {
 
 impl Drop for DeviceGuard {
     fn drop(&mut self) {
-        // What the gateway has not taken was not sent.
+        // Commands that the gateway has not taken were not sent.
         for queue in [&mut self.commands, &mut self.stops] {
             queue.close();
             while let Ok(command) = queue.try_recv() {
@@ -447,19 +265,30 @@ impl BridgedDevices {
             return Err(RegisterError::Taken);
         }
         if table.devices.len() >= DEVICES_MAX {
-            let forgettable = table.devices.iter().filter(|(_, device)| device.is_forgettable());
-            let longest = forgettable.min_by_key(|(_, device)| device.presence.heard);
-            let longest = *longest.ok_or(RegisterError::Full)?.0;
-            table.remove(longest);
+            let removable = table.devices.iter().filter(|(_, device)| device.is_removable());
+            let longest_away = removable.min_by_key(|(_, device)| device.presence.heard);
+            let id = *longest_away.ok_or(RegisterError::Full)?.0;
+            table.remove(id);
         }
         let registration = Arc::new(());
+        let stopped_at = watch::Sender::default();
         table.insert(BridgedDevice {
             registration: Arc::clone(&registration),
             profile: profile.clone(),
             presence: DevicePresence::default(),
-            commands,
-            stops,
-            stopped_at: watch::Sender::default(),
+            transport: BridgedTransport {
+                id,
+                properties: DeviceProperties {
+                    durable_identity: false,
+                    confirms_stop: false,
+                    reads: Arc::clone(&profile.reads),
+                    file_bytes_max: Some(profile.file_bytes_max),
+                },
+                commands,
+                stops,
+                stopped_at: stopped_at.subscribe(),
+            },
+            stopped_at,
         });
         drop(table);
         self.notify();
@@ -482,8 +311,8 @@ impl BridgedDevices {
         self.table().devices.is_empty()
     }
 
-    /// Latches a stop for `selector`; it also applies to devices that register later. Nothing that was requested before is
-    /// started from now on. Returns the latched selector: `all` if there are too many latches to add one.
+    /// Latches a stop for `selector`, also for devices that register later. No operation that was requested before starts
+    /// from now on. Returns the latched selector: `all` if the limit of latches is exceeded.
     pub(in crate::engine) fn stop(&self, selector: &Selector) -> Selector {
         let stopped = self.latches().stop(selector.clone());
         let now = clock::now();
@@ -521,53 +350,34 @@ impl BridgedDevices {
 
     /// Whether the selector matches a device.
     pub(in crate::engine) fn any_matches(&self, selector: &Selector) -> bool {
-        let table = self.table();
-        let mut devices = table.devices.values();
-        devices.any(|device| selector.matches(&device.profile.attributes()))
+        self.table().matching(selector).next().is_some()
     }
 
     /// The devices that the selector matches, in no particular order.
     pub(in crate::engine) fn targets(&self, selector: &Selector) -> Vec<(NodeRef, BridgedTransport)> {
         let table = self.table();
-        let matched = table.devices.values();
-        let matched = matched.filter(|device| selector.matches(&device.profile.attributes()));
-        matched
-            .map(|device| {
-                let transport = BridgedTransport {
-                    id: device.profile.node.id,
-                    properties: DeviceProperties {
-                        durable_identity: false,
-                        confirms_stop: false,
-                        reads: Arc::clone(&device.profile.reads),
-                        file_bytes_max: Some(device.profile.file_bytes_max),
-                    },
-                    commands: device.commands.clone(),
-                    stops: device.stops.clone(),
-                    stopped_at: device.stopped_at.subscribe(),
-                };
-                (device.profile.node.clone(), transport)
-            })
+        let targets = table.matching(selector);
+        targets
+            .map(|device| (device.profile.node.clone(), device.transport.clone()))
             .collect()
     }
 
-    /// The name of every device.
+    /// The names of all devices.
     pub(in crate::engine) fn names(&self) -> Vec<NodeName> {
         let table = self.table();
         let devices = table.devices.values();
         devices.map(|device| device.profile.node.node.clone()).collect()
     }
 
-    /// The ids of the devices of this name.
+    /// The ids of the devices with this name.
     pub(in crate::engine) fn named(&self, name: &NodeName) -> Vec<PeerId> {
         let table = self.table();
-        let nodes = table.devices.values().map(|device| &device.profile.node);
-        nodes
-            .filter(|node| node.node == *name)
-            .map(|node| node.id)
-            .collect()
+        let devices = table.devices.iter();
+        let named = devices.filter(|(_, device)| device.profile.node.node == *name);
+        named.map(|(id, _)| *id).collect()
     }
 
-    /// The newest readings of a device; `None` if it is not registered.
+    /// The last readings of a device; `None` if it is not registered.
     pub(in crate::engine) fn readings(&self, id: PeerId) -> Option<(NodeRef, Map<String, Value>)> {
         let table = self.table();
         let device = table.devices.get(&id)?;
@@ -575,31 +385,32 @@ impl BridgedDevices {
         Some((device.profile.node.clone(), values))
     }
 
-    /// The devices that the selector matches, without warnings of their names.
+    /// The views of the devices that the selector matches, without warnings of shared names.
     pub(in crate::engine) fn views(&self, selector: &Selector) -> Vec<NodeView> {
-        let now = clock::now();
-        let table = self.table();
-        let matched = table.devices.values();
-        let matched = matched.filter(|device| selector.matches(&device.profile.attributes()));
-        matched
+        let (now, table) = (clock::now(), self.table());
+        let matching = table.matching(selector);
+        matching
             .map(|device| self.view_of(&device.profile, &device.presence, now))
             .collect()
     }
 
-    /// One device, if the selector matches it; also one that has left.
+    /// The view of one device, if the selector matches it; also of one that was removed.
     pub(in crate::engine) fn view(&self, id: PeerId, selector: &Selector) -> Option<NodeView> {
-        let now = clock::now();
-        let table = self.table();
-        if let Some(device) = table.devices.get(&id) {
-            let matches = selector.matches(&device.profile.attributes());
-            return matches.then(|| self.view_of(&device.profile, &device.presence, now));
-        }
-        let profile = table.departed.get(&id)?;
-        selector.matches(&profile.attributes()).then(|| {
-            let mut view = self.view_of(profile, &DevicePresence::default(), now);
-            view.warnings.push(Warning::DeviceLeft);
-            view
-        })
+        let (now, table) = (clock::now(), self.table());
+        let view = match table.devices.get(&id) {
+            Some(device) => self.view_of(&device.profile, &device.presence, now),
+            None => {
+                let mut view = self.view_of(table.departed.get(&id)?, &DevicePresence::default(), now);
+                view.warnings.push(Warning::DeviceLeft);
+                view
+            }
+        };
+        let attributes = NodeAttributes {
+            name: &view.node,
+            id: &view.id,
+            tags: &view.tags,
+        };
+        selector.matches(&attributes).then_some(view)
     }
 
     fn view_of(&self, profile: &DeviceProfile, presence: &DevicePresence, now: Instant) -> NodeView {
@@ -633,7 +444,7 @@ impl BridgedDevices {
     }
 }
 
-/// The id of a device, from its system's name and the id that it has there. No key has this id.
+/// The id of a device, from the name of its system and its id there. It is not the id of any key.
 pub fn device_id(system: &str, id: &str) -> PeerId {
     let digest = ring::digest::digest(&ring::digest::SHA256, format!("{system}:{id}").as_bytes());
     let mut bytes = [0; 32];
@@ -641,38 +452,38 @@ pub fn device_id(system: &str, id: &str) -> PeerId {
     PeerId(bytes)
 }
 
-/// The node name nearest to the id that a device has in its system.
+/// The node name of a device, from its id in its system.
 pub fn device_name(id: &str) -> NodeName {
     NodeName::from_host(id)
 }
 
 #[cfg(test)]
 impl BridgedDevices {
-    /// Sends a device an operation, as the engine does.
+    /// Sends an operation to a device, as the engine does.
     pub(crate) async fn send(
         &self,
         name: &str,
         operation: DeviceOperation,
-    ) -> oneshot::Receiver<DeviceReply> {
+    ) -> tokio::sync::oneshot::Receiver<DeviceReply> {
         self.send_issued(name, operation, clock::now()).await
     }
 
-    /// The same, requested at `issued`.
+    /// Sends an operation that was requested at `issued`.
     pub(crate) async fn send_issued(
         &self,
         name: &str,
         operation: DeviceOperation,
         issued: Instant,
-    ) -> oneshot::Receiver<DeviceReply> {
+    ) -> tokio::sync::oneshot::Receiver<DeviceReply> {
         let selector = Selector::parse(name).expect("a name");
         let (_, device) = self.targets(&selector).pop().expect("a device");
         if operation == DeviceOperation::Stop {
             self.latches().stop(selector);
         }
-        let until = clock::now() + Duration::from_secs(60);
+        let until = clock::now() + std::time::Duration::from_secs(60);
         loop {
             match device.try_send(operation.clone(), issued, until, until) {
-                Err(TransportError::Full) => tokio::task::yield_now().await,
+                Err(super::TransportError::Full) => tokio::task::yield_now().await,
                 sent => return sent.expect("its gateway is open"),
             }
         }
@@ -683,18 +494,18 @@ impl BridgedDevices {
         self.any_matches(&Selector::parse(name).expect("a name"))
     }
 
-    /// Holds what a request to a device holds until it has ended.
+    /// Holds what a request to a device holds until its end.
     pub(crate) fn hold(&self, name: &str) -> impl Send + use<> {
         self.targets(&Selector::parse(name).expect("a name"))
     }
 
-    /// Latches a stop, or releases it, and tells no device.
+    /// Latches a stop, or releases it, without sending it to devices.
     pub(crate) fn latch(&self, selector: &str, stop: bool) {
         let (selector, latches) = (Selector::parse(selector).expect("a selector"), self.latches());
         if stop {
             latches.stop(selector);
         } else {
-            latches.release(&selector, latches.version()).expect("fits");
+            latches.release(&selector, latches.stop_count()).expect("fits");
         }
     }
 }

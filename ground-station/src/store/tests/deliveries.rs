@@ -10,10 +10,10 @@ use swarm_shared::proto::id::NodeName;
 use swarm_shared::proto::outcome::{Outcome, Reply};
 use swarm_shared::proto::wire::Lane;
 
-use super::super::deliveries::{
-    REPLY_TEXT_BYTES_MAX, RecordTarget, apply, record, record_delivery_end, recover,
-};
+use super::super::deliveries::{REPLY_TEXT_BYTES_MAX, RecordTarget, apply, record, record_delivery_end};
+use super::super::recovery::recover;
 use super::super::retention::{SLICE_DELIVERIES, prune_slice};
+use super::super::sql::from_sql;
 use super::super::*;
 use crate::config::RetentionPolicy;
 use swarm_shared::api::{CommandKind, HistoryQuery, HistoryState, NodeRef};

@@ -121,7 +121,7 @@ fn write_group_is_one_commit() {
 async fn full_disk_error_reaches_every_writer() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = Store::open(dir.path()).await.expect("opens");
-    let full = store.with_connection(|connection| {
+    let full = store.read(|connection| {
         let pages: i64 = connection.query_row("PRAGMA page_count", [], |row| row.get(0))?;
         connection.pragma_update(None, "max_page_count", pages)?;
         Ok(())
@@ -137,8 +137,7 @@ async fn full_disk_error_reaches_every_writer() {
         }
     }
     assert!(refused > 0);
-    let room =
-        store.with_connection(|connection| Ok(connection.pragma_update(None, "max_page_count", 100_000)?));
+    let room = store.read(|connection| Ok(connection.pragma_update(None, "max_page_count", 100_000)?));
     room.await.expect("set");
     store
         .apply(vec![issued(99, &nodes, &now, TTL)], origins())

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use swarm_shared::proto::outcome::Reply;
 
 use super::super::*;
@@ -10,6 +10,7 @@ use super::deliveries::{STATION, ended, id, issued, node, write};
 use super::{member_row, pending_row};
 use swarm_shared::api::HistoryQuery;
 
+const RAW_MEMBERSHIP: meta::MetaValue<Value> = meta::MetaValue::new("membership");
 /// A file as the first release left it, with a row in each table.
 const SCHEMA_1: &[u8] = include_bytes!("schema-1.db");
 
@@ -50,8 +51,8 @@ async fn first_release_database_keeps_its_rows() {
     assert!(store.epoch() > 41);
     assert_eq!(store.members().await.expect("reads"), [member_row(2, "drone-02")]);
     assert_eq!(store.pending().await.expect("reads"), [pending_row(4)]);
-    let membership = store.membership().await.expect("reads");
-    assert_eq!(membership.as_deref(), Some("{\"me\":1}"));
+    let membership = store.load_value(&RAW_MEMBERSHIP).await.expect("reads");
+    assert_eq!(membership, Some(json!({"me": 1})));
     let open = store.recover(PeerId([1; 32])).await.expect("reads");
     assert_eq!(open, []);
 }
@@ -98,15 +99,16 @@ async fn schema_2_database_keeps_its_open_deliveries() {
     });
     assert_eq!(past.await.expect("reads"), Some((true, 2)));
     assert!(store.epoch() > 41);
-    assert_eq!(store.stop_number().await.expect("reads"), 9);
     assert_eq!(
-        store.membership().await.expect("reads").as_deref(),
-        Some("{\"me\":1}")
+        store.load_value(&meta::STOP_NUMBER).await.expect("reads"),
+        Some(9)
     );
+    let membership = store.load_value(&RAW_MEMBERSHIP).await.expect("reads");
+    assert_eq!(membership, Some(json!({"me": 1})));
     // What has come since is there, and empty.
     assert!(!store.has_users().await.expect("reads"));
-    assert!(store.unconfirmed_stops().await.expect("reads").is_empty());
-    assert_eq!(store.bridged_stops().await.expect("reads"), None);
+    let new: meta::MetaValue<Value> = meta::MetaValue::new("unconfirmed_stops");
+    assert_eq!(store.load_value(&new).await.expect("reads"), None);
 }
 
 #[test]

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
+use crate::engine::delivery::handle;
 use crate::engine::delivery::task::DeliveryTask;
 use crate::engine::registry::{Device, NodeDevice};
 use crate::engine::stop::coordinator::StopCoordinator;
@@ -36,7 +37,7 @@ async fn rig(store: &Store) -> (SharedContext, Vec<Target>) {
     let identity = Identity::new(SigningKey::from_seed([1; 32])).expect("randomness");
     let (endpoint, _events) = Endpoint::start(config, Arc::new(identity)).expect("started");
     let next_id = Arc::new(AtomicU64::new(1));
-    let (deliveries, inbox) = DeliveryTask::channel();
+    let (deliveries, inbox) = handle::channel();
     let delivery_task = DeliveryTask::open(store.clone(), endpoint.id(), next_id, |_| true).await;
     tokio::spawn(delivery_task.expect("read").run(inbox, CancellationToken::new()));
     let mut targets = Vec::new();

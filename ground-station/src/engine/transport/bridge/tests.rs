@@ -1,5 +1,7 @@
 //! Registration of devices, and what watchers are told of them.
 
+use std::time::Duration;
+
 use super::*;
 
 fn profile(number: usize) -> DeviceProfile {

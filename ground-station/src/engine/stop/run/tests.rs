@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,9 +14,18 @@ use swarm_shared::proto::id::{NodeName, PeerKind, PublicKey};
 use swarm_shared::proto::session::Timing;
 use swarm_shared::proto::trust::Role;
 
+use swarm_shared::net::discovery::interfaces::Interfaces;
+use swarm_shared::proto::wire::Lane;
+use tokio::sync::{mpsc, watch};
+
 use super::*;
 use crate::config::Config;
-use crate::engine::{Engine, Mode, Settings, delivery::task, membership::authority};
+use crate::engine::delivery::handle;
+use crate::engine::membership::authority;
+use crate::engine::stop::coordinator::StopCoordinator;
+use crate::engine::stop::devices::stop_devices;
+use crate::engine::stop::unconfirmed::UnconfirmedStops;
+use crate::engine::{Engine, Mode, Settings};
 use crate::store::{MemberRow, Store, history};
 use swarm_shared::api::{ActRequest, FleetRequest, HistoryQuery, HistoryState, NodeRef};
 
@@ -159,7 +169,7 @@ async fn stop_targets_are_unconfirmed_before_the_first_await() {
     };
     let nowhere: Interfaces = [].into();
     let datagrams = Some((watch::channel(nowhere).1, address.port()));
-    let (deliveries, _inbox) = task::DeliveryTask::channel();
+    let (deliveries, _inbox) = handle::channel();
     let stops = StopCoordinator::new(0, UnconfirmedStops::default(), datagrams);
     let shared = SharedContext::for_test(endpoint, store, deliveries, stops);
     let request = StopRequest {
