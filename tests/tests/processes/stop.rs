@@ -1,16 +1,13 @@
-//! The emergency stop as used by an operator.
+//! The emergency stop as an operator uses it.
 
-use std::net::UdpSocket;
-use std::process::Command;
 use std::time::Duration;
 
-use ground_station::store::lock::StateLock;
 use swarm_tests::binaries;
-use swarm_tests::fleet::{Fleet, TEST_TIMEOUT, str_field};
+use swarm_tests::fleet::{Fleet, Node, TEST_TIMEOUT, str_field};
 use swarm_tests::process::{Signal, Stream, sleep_for, wait_until};
 
-/// Its stop command writes a mark; it fails on `n2`.
-fn add_stop_command(node: &mut swarm_tests::fleet::Node) {
+/// Adds a stop command that writes a mark, and fails on `n2`.
+fn add_stop_command(node: &mut Node) {
     let file = node.state_dir.join("landed").display().to_string();
     let end = if node.name == "n2" { 7 } else { 0 };
     node.tables = format!(
@@ -19,7 +16,8 @@ fn add_stop_command(node: &mut swarm_tests::fleet::Node) {
     );
 }
 
-fn landings(node: &swarm_tests::fleet::Node) -> usize {
+/// How often the stop command, or the command of a lost link, has run.
+pub(crate) fn landings(node: &Node) -> usize {
     let text = std::fs::read_to_string(node.state_dir.join("landed")).unwrap_or_default();
     text.lines().count()
 }
@@ -53,7 +51,7 @@ fn stop_latch_survives_a_kill_until_release() {
     );
     assert_eq!(fleet.nodes[0].marks(), ["begin cut"]);
 
-    // Actions that act are refused, those that read or may run while stopped are not, also after a kill.
+    // Acting actions are refused; reading ones and those with `while_stopped` run. The same after a kill.
     for round in 0..2 {
         let ran = fleet
             .station
@@ -77,15 +75,17 @@ fn stop_latch_survives_a_kill_until_release() {
             fleet.nodes[0].start(&[]);
             fleet.station.wait_online(5);
             assert!(fleet.nodes[0].status()["stopped"].is_string());
-            fleet.station.wait_nodes("n1 says that it is stopped", |nodes| {
-                nodes.iter().all(|node| node["stopped"].is_object())
-            });
+            fleet
+                .station
+                .wait_nodes("all nodes report that they are stopped", |nodes| {
+                    nodes.iter().all(|node| node["stopped"].is_object())
+                });
         }
     }
     assert_eq!(
         landings(&fleet.nodes[0]),
         1,
-        "its command had ended: it does not run again"
+        "its stop command had ended and does not run again"
     );
 
     let number = fleet.station.node("n1")["stopped"]["number"].to_string();
@@ -117,20 +117,23 @@ fn stops_are_in_the_history_and_in_node_status() {
         .expect_status(4);
     let ran = ran.expect_stderr("no node matches \"n9\", \"!n8\"");
     assert_eq!(ran.json().len(), 3);
-    let told = fleet
+    let reply = fleet
         .station
         .run(&["call", "n1", "telemetry"])
         .expect_status(0)
         .line_of("n1");
-    assert!(str_field(&told["value"], "stopped").contains("number"), "{told}");
-    let told = fleet
+    assert!(
+        str_field(&reply["value"], "stopped").contains("number"),
+        "{reply}"
+    );
+    let reply = fleet
         .station
         .run(&["call", "n1", "selfcheck"])
         .expect_status(1)
         .line_of("n1");
     assert!(
-        str_field(&told, "error").contains("emergency stop: STOPPED"),
-        "{told}"
+        str_field(&reply, "error").contains("emergency stop: STOPPED"),
+        "{reply}"
     );
     // A node that returns reports its stop itself, and its release ends that.
     fleet.nodes[1].signal_and_wait(Signal::TERM);
@@ -145,7 +148,7 @@ fn stops_are_in_the_history_and_in_node_status() {
     };
     fleet
         .station
-        .wait_nodes("its check says that it is stopped", failing);
+        .wait_nodes("its self-check reports the stop", failing);
     fleet
         .station
         .run(&["release", "n1,n2,n8"])
@@ -153,7 +156,7 @@ fn stops_are_in_the_history_and_in_node_status() {
         .expect_stderr("no node matches \"n8\"");
     fleet
         .station
-        .wait_nodes("its check says that it is not", |nodes| {
+        .wait_nodes("its self-check reports no stop", |nodes| {
             !failing(nodes)
                 && nodes
                     .iter()
@@ -199,11 +202,11 @@ fn stop_without_serve_links_and_names_missing_nodes() {
     fleet.station.wait_state("n2", "offline");
     fleet.station.signal_and_wait(Signal::TERM);
     let mut stop = fleet.station.start(&["stop"]);
-    wait_until(TEST_TIMEOUT, "who is there stops", || {
+    wait_until(TEST_TIMEOUT, "the linked node stops", || {
         fleet.nodes[0].status()["stopped"].is_string()
     });
     stop.process()
-        .wait_line(Stream::Err, TEST_TIMEOUT, "it names the missing", |line| {
+        .wait_line(Stream::Err, TEST_TIMEOUT, "it names the missing node", |line| {
             line.contains("1 of 2 answered; NO ANSWER from n2; still trying")
         });
     stop.signal(Signal::INT);
@@ -220,12 +223,15 @@ fn stop_without_serve_links_and_names_missing_nodes() {
     fleet.nodes[1].start(&[]);
     let ran = fleet.station.run(&["stop"]).expect_status(0);
     assert_eq!([ran.outcome_of("n1"), ran.outcome_of("n2")], ["done", "done"]);
-    let said = fleet
+    let shown = fleet
         .station
         .run_plain(&["stop"])
         .expect_status(0)
         .expect_stderr("all 2 answered, the last after");
-    assert!(said.stdout[0].starts_with("n[1-2] (2 nodes)  done"), "{said:#?}");
+    assert!(
+        shown.stdout[0].starts_with("n[1-2] (2 nodes)  done"),
+        "{shown:#?}"
+    );
     // Each stop is in the history, although it was sent before it was stored.
     let rows = fleet.station.run(&["history"]).expect_status(0).json();
     let stops: Vec<_> = rows.iter().filter(|row| row["kind"] == "stop").collect();
@@ -247,32 +253,6 @@ fn stop_without_serve_links_and_names_missing_nodes() {
     let ran = fleet.station.run(&["stop"]).expect_status(0);
     assert_eq!([ran.outcome_of("n1"), ran.outcome_of("n2")], ["done", "done"]);
     ran.expect_stderr("the stop is sent with the valid part of it");
-}
-
-#[test]
-fn stop_does_not_wait_for_the_station_disk() {
-    let fleet = Fleet::linked(2);
-    // Writes that follow the linking are complete.
-    sleep_for(Duration::from_millis(1_500));
-    let disk = rusqlite::Connection::open(fleet.station.state_file("station.db")).expect("opens");
-    disk.execute_batch("BEGIN IMMEDIATE").expect("no other writer");
-    let ran = fleet.station.run(&["stop"]).expect_status(0);
-    assert!(
-        ran.duration < Duration::from_secs(4),
-        "a write waits for 5 s: {ran:#?}"
-    );
-    assert!(
-        fleet
-            .nodes
-            .iter()
-            .all(|node| node.status()["stopped"].is_string())
-    );
-    disk.execute_batch("ROLLBACK").expect("free again");
-    wait_until(TEST_TIMEOUT, "it is in the history", || {
-        let rows = fleet.station.run(&["history"]).json();
-        rows.iter()
-            .any(|row| row["kind"] == "stop" && row["states"]["done"] == 2)
-    });
 }
 
 #[test]
@@ -330,7 +310,7 @@ fn unfinished_stop_command_runs_again_after_a_kill() {
     let stop = fleet.station.start(&["stop", "n2"]);
     std::thread::sleep(Duration::from_millis(300));
     fleet.nodes[1].start(&[]);
-    wait_until(TEST_TIMEOUT, "it stops as soon as it is back", || {
+    wait_until(TEST_TIMEOUT, "it stops as soon as it has linked", || {
         fleet.nodes[1].status()["stopped"].is_string()
     });
     drop(stop);
@@ -348,156 +328,6 @@ fn observer_cannot_stop_nodes() {
     let ran = observer.run(&["stop"]).expect_status(1);
     assert!(format!("{ran:?}").contains("operator or admin"), "{ran:#?}");
     assert!(fleet.nodes[0].status()["stopped"].is_null());
-}
-
-#[test]
-fn real_node_runs_lost_link_command_once_per_loss() {
-    let mut fleet = Fleet::linked_with(1, |node| {
-        let file = node.state_dir.join("landed").display().to_string();
-        node.tables =
-            format!("[lost_link]\nafter = \"2s\"\ncommand = [\"/bin/sh\", \"-c\", \"echo held >>{file}\"]\n");
-    });
-    std::thread::sleep(Duration::from_secs(3));
-    assert_eq!(landings(&fleet.nodes[0]), 0, "a quiet link is not a lost one");
-    for loss in 1..=2 {
-        fleet.station.process().signal(Signal::STOP);
-        wait_until(TEST_TIMEOUT, "its command runs", || {
-            landings(&fleet.nodes[0]) == loss
-        });
-        std::thread::sleep(Duration::from_secs(3));
-        assert_eq!(landings(&fleet.nodes[0]), loss, "once");
-        fleet.station.process().signal(Signal::CONT);
-        fleet.station.wait_online(1);
-        wait_until(TEST_TIMEOUT, "a station is heard again", || {
-            let status = fleet.nodes[0].status();
-            status["lost_link"]
-                .as_str()
-                .is_some_and(|text| text.contains("heard again"))
-        });
-        // The operator sees it in `nodes`.
-        fleet.station.wait_nodes("the node tells of it", |nodes| {
-            nodes[0]["warnings"]
-                .to_string()
-                .contains(&format!("for the {loss}. time"))
-        });
-    }
-}
-
-#[test]
-fn dead_man_survives_a_restart_but_not_a_reboot() {
-    let mut fleet = Fleet::linked_with(1, |node| {
-        let file = node.state_dir.join("landed").display().to_string();
-        node.tables = format!(
-            "[lost_link]\nafter = \"1500ms\"\ncommand = [\"/bin/sh\", \"-c\", \"echo held >>{file}\"]\n"
-        );
-    });
-    let fact = fleet.nodes[0].state_dir.join("lost-link.json");
-    wait_until(TEST_TIMEOUT, "it is written down", || fact.exists());
-    for loss in 1..=2 {
-        // Both are killed while linked, and only the node returns.
-        fleet.nodes[0].signal_and_wait(Signal::KILL);
-        fleet.station.signal_and_wait(Signal::KILL);
-        fleet.nodes[0].start(&[]);
-        wait_until(TEST_TIMEOUT, "its command runs", || {
-            landings(&fleet.nodes[0]) == loss
-        });
-        wait_until(TEST_TIMEOUT, "that is written down", || {
-            std::fs::read_to_string(&fact).is_ok_and(|text| text.contains("over"))
-        });
-        fleet.nodes[0].signal_and_wait(Signal::KILL);
-        fleet.nodes[0].start(&[]);
-        sleep_for(Duration::from_secs(3));
-        assert_eq!(landings(&fleet.nodes[0]), loss, "once for each loss");
-        let shown = fleet.nodes[0].status();
-        assert!(
-            str_field(&shown, "lost_link").contains("before this start"),
-            "{shown}"
-        );
-        fleet.station.serve();
-        fleet.station.wait_online(1);
-        wait_until(TEST_TIMEOUT, "a station is heard again", || {
-            std::fs::read_to_string(&fact).is_ok_and(|text| text.contains("linked"))
-        });
-    }
-    // As after a reboot: the stored state is of another boot.
-    fleet.nodes[0].signal_and_wait(Signal::KILL);
-    fleet.station.signal_and_wait(Signal::KILL);
-    let kept = std::fs::read_to_string(&fact).expect("written");
-    let boot = swarm_shared::net::boot::id();
-    let other: String = boot.chars().rev().collect();
-    assert!(kept.contains(&boot), "{kept}");
-    std::fs::write(&fact, kept.replace(&boot, &other)).expect("written");
-    fleet.nodes[0].start(&[]);
-    sleep_for(Duration::from_secs(4));
-    assert_eq!(landings(&fleet.nodes[0]), 2, "it may lie in its case");
-}
-
-/// A fleet that receives datagrams, and whose station does not serve.
-fn fleet_with_datagrams() -> Fleet {
-    let free = UdpSocket::bind("0.0.0.0:0").expect("a port");
-    let port = free.local_addr().expect("bound").port();
-    drop(free);
-    let mut fleet = Fleet::linked_with(1, |node| node.ping_port = Some(port));
-    fleet.station.signal_and_wait(Signal::TERM);
-    let file = fleet.station.state_file("config.toml");
-    let config = std::fs::read_to_string(&file).expect("read");
-    let config = config.replace("pings = false", &format!("pings = true\nping_port = {port}"));
-    std::fs::write(file, config).expect("written");
-    fleet
-}
-
-#[test]
-fn stop_does_not_wait_for_the_state_directory_lock() {
-    let fleet = fleet_with_datagrams();
-    let stopped = || fleet.nodes[0].status()["stopped"].is_string();
-    let held = StateLock::try_acquire(&fleet.station.state_dir, "a test").expect("free");
-
-    let ran = fleet.station.run(&["stop", "--timeout", "2s"]).expect_status(4);
-    assert!(stopped());
-    let error = ran.line_of("n1")["error"].to_string();
-    assert!(error.contains("by datagram"), "{ran:#?}");
-    let ran = ran
-        .expect_stderr("holds its state (a test")
-        .expect_stderr("stopping by datagrams meanwhile");
-    assert_eq!(ran.outcome_of("n1"), "no-answer");
-
-    // It continues, and is acknowledged as soon as links are possible.
-    let mut stop = fleet.station.start(&["stop"]);
-    stop.process()
-        .wait_line(Stream::Err, TEST_TIMEOUT, "it says what it does", |line| {
-            line.contains("stopping by datagrams meanwhile")
-        });
-    drop(held);
-    let ran = stop.finish(TEST_TIMEOUT).expect_status(0);
-    assert_eq!(ran.outcome_of("n1"), "done");
-    fleet.station.run(&["release", "all"]).expect_status(0);
-    assert!(!stopped());
-}
-
-#[test]
-fn stop_is_sent_although_no_file_is_writable() {
-    let fleet = fleet_with_datagrams();
-    // As on a full disk, every write to a file fails; standard output and error are pipes here.
-    let ran = Command::new("/bin/sh")
-        .args([
-            "-c",
-            "trap '' XFSZ; ulimit -f 0; exec \"$0\" --json stop --timeout 3s",
-        ])
-        .arg(&binaries().station)
-        .env("GROUND_STATION_STATE_DIR", &fleet.station.state_dir)
-        .output()
-        .expect("it runs");
-    let (out, err) = (
-        String::from_utf8_lossy(&ran.stdout),
-        String::from_utf8_lossy(&ran.stderr),
-    );
-    assert_eq!(ran.status.code(), Some(4), "{out}\n{err}");
-    assert!(err.contains("this station does not start"), "{err}");
-    assert!(out.contains("by datagram"), "{out}");
-    assert!(fleet.nodes[0].status()["stopped"].is_string());
-    // The number of the datagrams does not make the next stop stale.
-    let ran = fleet.station.run(&["stop"]).expect_status(0);
-    assert_eq!(ran.outcome_of("n1"), "done");
 }
 
 #[test]
@@ -525,14 +355,14 @@ fn abandoned_stop_still_withdraws_queued_commands() {
         .expect_status(4)
         .expect_stderr("1 delivery that waited for these nodes is withdrawn")
         .expect_stderr("THE STOP IS NOT REPEATED ANY MORE");
-    wait_until(TEST_TIMEOUT, "the history says so", || {
+    wait_until(TEST_TIMEOUT, "the withdrawal is in the history", || {
         let past = fleet.station.run(&["history", "1"]);
         past.outcome_of("n2") == "refused"
             && str_field(&past.line_of("n2"), "error").contains("withdrawn by the emergency stop of")
     });
     let audit = fleet.station.run(&["history", "--audit"]).expect_status(0).json();
-    let noted = audit.iter().find(|row| row["what"] == "stop").expect("noted");
-    assert_eq!(str_field(noted, "outcome"), "command 2, 2 deliveries");
+    let entry = audit.iter().find(|row| row["what"] == "stop").expect("an entry");
+    assert_eq!(str_field(entry, "outcome"), "command 2, 2 deliveries");
 
     // A station that has restarted since does not send it either.
     fleet.station.signal_and_wait(Signal::KILL);
@@ -605,7 +435,7 @@ fn interrupted_stop_reports_that_repeats_have_ended() {
     fleet.station.wait_state("n2", "offline");
     let mut stop = fleet.station.start(&["stop"]);
     stop.process()
-        .wait_line(Stream::Err, TEST_TIMEOUT, "it names the missing", |line| {
+        .wait_line(Stream::Err, TEST_TIMEOUT, "it names the missing node", |line| {
             line.contains("1 of 2 answered; NO ANSWER from n2; still trying")
         });
     fleet.station.signal_and_wait(Signal::TERM);
