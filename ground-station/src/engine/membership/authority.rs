@@ -1,7 +1,6 @@
-//! The fleet root's office: taking in, inviting, putting out. Only the station that holds `fleet-root.key` has one
-//! that can sign; every other can only look.
+//! The fleet authority: invites, admits and revokes members. Only the station that holds `fleet-root.key` can do this.
 //!
-//! What the root has counted is stored before anything that it signed leaves this process.
+//! The record of the root is stored before anything that the root has signed leaves this process.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -11,11 +10,12 @@ use swarm_shared::net::clock;
 use swarm_shared::net::discovery::interfaces;
 use swarm_shared::net::endpoint::JoinRequest;
 use swarm_shared::net::identity::{self, IdentityError, KeyFile};
+use swarm_shared::net::join::JoinError;
 use swarm_shared::net::random::{self, NoRandomness};
 use swarm_shared::proto::id::{PeerId, PeerKind, PublicKey};
 use swarm_shared::proto::message::{JoinProof, Joined, RefusalCode, Refused};
 use swarm_shared::proto::trust::invitations::{Admission, Invitations, InviteError};
-use swarm_shared::proto::trust::invite::{Invitation, InviteSecret};
+use swarm_shared::proto::trust::invite::{Invitation, InviteCodeError, InviteSecret};
 use swarm_shared::proto::trust::{FleetRoot, Grant, Membership, Role, Signed, TrustError};
 use tokio::sync::oneshot;
 
@@ -26,38 +26,38 @@ use swarm_shared::api::{Event, Failure, InvitationView, PendingView};
 
 type JoinReplySender = oneshot::Sender<Result<Box<Joined>, Refused>>;
 
-/// Most connections of one stranger that wait for the operator.
+/// Most connections of one pending peer that are held open.
 const WAITING_PER_KEY_MAX: usize = 2;
 
-/// See the module.
-pub(in crate::engine) struct FleetAuthority {
+/// The authority, with the root if its key is here.
+pub(crate) struct FleetAuthority {
     state_dir: PathBuf,
     store: Store,
     root: Option<FleetRoot>,
     invitations: Invitations,
-    /// Strangers whose connection is held open while the operator decides.
+    /// Replies to pending peers whose connections are held open until the operator decides.
     waiting_joins: BTreeMap<PeerId, Vec<JoinReplySender>>,
 }
 
-/// Why the office did not do it. Nothing has changed.
+/// The request fails. Nothing has changed.
 #[derive(Debug, thiserror::Error)]
-pub(in crate::engine) enum AuthorityError {
-    /// The root key is elsewhere.
+pub(crate) enum AuthorityError {
+    /// Another station holds the root key.
     #[error(
         "this station does not hold the fleet's root key: do it on the station that made the fleet, or move \
          fleet-root.key here"
     )]
     NoRoot,
-    /// There is a fleet already.
+    /// The station belongs to a fleet.
     #[error("this station already belongs to fleet {0}; for another one use another --state-dir")]
     AlreadyInFleet(String),
-    /// The words do not mean one member.
+    /// No member, or more than one, has this name or id prefix.
     #[error("{0}")]
     NoUniqueMember(String),
-    /// The root does not sign that.
+    /// The root refuses to sign.
     #[error(transparent)]
     Trust(#[from] TrustError),
-    /// No such invitation can be given out.
+    /// The invitation is not possible.
     #[error(transparent)]
     Invite(#[from] InviteError),
     /// The database.
@@ -66,28 +66,41 @@ pub(in crate::engine) enum AuthorityError {
     /// The key file.
     #[error(transparent)]
     Identity(#[from] IdentityError),
-    /// The kernel.
+    /// The kernel gave no random bytes.
     #[error(transparent)]
     Random(#[from] NoRandomness),
-    /// A task died.
+    /// The code of an invitation is mistyped.
+    #[error(transparent)]
+    Code(#[from] InviteCodeError),
+    /// The other station refuses the join.
+    #[error(transparent)]
+    JoinRefused(JoinError),
+    /// No station has answered the join in time.
+    #[error("cannot join: {0}; check that `ground-station serve` runs there")]
+    JoinTimedOut(JoinError),
+    /// Another error.
     #[error("{0}")]
     Internal(String),
 }
 
 impl AuthorityError {
-    pub(in crate::engine) fn failure(&self) -> Failure {
+    pub(crate) fn failure(&self) -> Failure {
         match self {
-            Self::NoRoot | Self::AlreadyInFleet(_) | Self::Invite(_) => Failure::Usage,
+            Self::NoRoot | Self::AlreadyInFleet(_) | Self::Invite(_) | Self::Code(_) => Failure::Usage,
             Self::NoUniqueMember(_) => Failure::NoMatch,
-            Self::Trust(_) | Self::Store(_) | Self::Identity(_) | Self::Random(_) | Self::Internal(_) => {
-                Failure::Failed
-            }
+            Self::Trust(_)
+            | Self::Store(_)
+            | Self::Identity(_)
+            | Self::Random(_)
+            | Self::JoinRefused(_)
+            | Self::JoinTimedOut(_)
+            | Self::Internal(_) => Failure::Failed,
         }
     }
 }
 
-/// This station's membership, as the store has it.
-pub(in crate::engine) async fn load_membership(
+/// Reads this station's membership from the store, and checks that it belongs to the key `own`.
+pub(crate) async fn load_membership(
     store: &Store,
     own: &PublicKey,
 ) -> Result<Option<Membership>, EngineError> {
@@ -105,7 +118,7 @@ fn to_json(value: &impl serde::Serialize) -> String {
 }
 
 impl FleetAuthority {
-    pub(in crate::engine) async fn open(state_dir: &Path, store: Store) -> Result<Self, EngineError> {
+    pub(crate) async fn open(state_dir: &Path, store: Store) -> Result<Self, EngineError> {
         let dir = state_dir.to_owned();
         let key = tokio::task::spawn_blocking(move || identity::load(&dir, KeyFile::FleetRoot));
         let key = key.await.map_err(|e| EngineError::Fleet(e.to_string()))??;
@@ -128,15 +141,12 @@ impl FleetAuthority {
         })
     }
 
-    pub(in crate::engine) fn has_root(&self) -> bool {
+    pub(crate) fn has_root(&self) -> bool {
         self.root.is_some()
     }
 
-    /// Makes a fleet whose root is here, with this station as its first admin.
-    pub(in crate::engine) async fn create_fleet(
-        &mut self,
-        own: PublicKey,
-    ) -> Result<Membership, AuthorityError> {
+    /// Makes a fleet with a new root, and this station as its first admin.
+    pub(crate) async fn create_fleet(&mut self, own: PublicKey) -> Result<Membership, AuthorityError> {
         let root = match &mut self.root {
             Some(root) => root,
             None => {
@@ -154,8 +164,8 @@ impl FleetAuthority {
         Ok(membership)
     }
 
-    /// Gives this station's own fleet up, which has no members. Its root key is put aside, not destroyed.
-    pub(in crate::engine) async fn leave_fleet(&mut self) -> Result<(), AuthorityError> {
+    /// Leaves this station's own fleet, which has no members. Its root key is renamed and not deleted.
+    pub(crate) async fn leave_fleet(&mut self) -> Result<(), AuthorityError> {
         if self.root.take().is_none() {
             return Ok(());
         }
@@ -178,7 +188,7 @@ impl FleetAuthority {
         self.store.save_value(&meta::INVITATIONS, &self.invitations).await
     }
 
-    pub(in crate::engine) async fn invite(
+    pub(crate) async fn invite(
         &mut self,
         role: Role,
         uses: u32,
@@ -199,7 +209,7 @@ impl FleetAuthority {
         })])
     }
 
-    pub(in crate::engine) async fn pending(&self) -> Result<Vec<Event>, AuthorityError> {
+    pub(crate) async fn pending(&self) -> Result<Vec<Event>, AuthorityError> {
         let now = clock::unix_time_ms();
         let rows = self.store.pending().await?;
         let view = |row: PendingRow| PendingView {
@@ -211,8 +221,8 @@ impl FleetAuthority {
         Ok(rows.into_iter().map(view).map(Event::Pending).collect())
     }
 
-    /// Takes in one that waits. Its connection hears of it at once, if there is one; else its next.
-    pub(in crate::engine) async fn accept(
+    /// Admits a pending peer. It gets its grant over its open connection, or over its next one.
+    pub(crate) async fn accept(
         &mut self,
         node: &str,
         membership: Option<&Membership>,
@@ -220,7 +230,7 @@ impl FleetAuthority {
         let rows = self.store.pending().await?;
         let row = find_unique(&rows, node, |row| (&row.name, row.key.id())).map_err(|why| {
             AuthorityError::NoUniqueMember(format!(
-                "{why} among those that wait; see `ground-station fleet pending`"
+                "{why} among the pending peers; see `ground-station fleet pending`"
             ))
         })?;
         let role = match row.kind {
@@ -230,14 +240,15 @@ impl FleetAuthority {
         let member = self.enrol(row.key, role, row.clone(), membership).await?;
         self.store.remove_pending(row.key).await?;
         if let Some(grant) = &member.grant {
-            for answer in self.waiting_joins.remove(&row.key.id()).unwrap_or_default() {
-                let _stranger_gone = answer.send(self.joined_reply(grant, membership, None));
+            for reply in self.waiting_joins.remove(&row.key.id()).unwrap_or_default() {
+                let _peer_gone = reply.send(self.joined_reply(grant, membership, None));
             }
         }
         Ok(member)
     }
 
-    /// The root, as far as the fleet is: the key may have been moved here alone, or have come back from an old copy.
+    /// The root with the newest state of the fleet: the key may have been moved here without its record, or restored from an
+    /// old copy.
     fn current_root(&mut self, membership: Option<&Membership>) -> Result<&mut FleetRoot, AuthorityError> {
         let root = self.root.as_mut().ok_or(AuthorityError::NoRoot)?;
         if let Some(membership) = membership {
@@ -246,7 +257,7 @@ impl FleetAuthority {
         Ok(root)
     }
 
-    /// Grants a key its role and stores that, before anybody hears of it.
+    /// Grants a role to a key and stores the member.
     async fn enrol(
         &mut self,
         key: PublicKey,
@@ -272,8 +283,8 @@ impl FleetAuthority {
         Ok(member)
     }
 
-    /// Puts a key out for good.
-    pub(in crate::engine) async fn revoke(
+    /// Revokes a key. Returns the membership with the new fleet state.
+    pub(crate) async fn revoke(
         &mut self,
         key: PublicKey,
         membership: &Membership,
@@ -304,8 +315,8 @@ impl FleetAuthority {
         }))
     }
 
-    /// Somebody wants in. Returns the member, if that made one.
-    pub(in crate::engine) async fn on_join(
+    /// Handles a join of a peer. Returns the member if it was admitted.
+    pub(crate) async fn on_join(
         &mut self,
         join: JoinRequest,
         membership: Option<&Membership>,
@@ -328,7 +339,7 @@ impl FleetAuthority {
             first_seen_ms: clock::unix_time_ms(),
         };
         if !self.has_root() {
-            let _stranger_gone = answer.send(Err(Refused::new(
+            let _peer_gone = answer.send(Err(Refused::new(
                 RefusalCode::NotAllowed,
                 "this station does not hold the fleet's root key: ask the station that gave the code out",
             )));
@@ -371,7 +382,7 @@ impl FleetAuthority {
             let internal_refusal = |error: &dyn std::fmt::Display| {
                 Refused::new(
                     RefusalCode::Other,
-                    format!("the station cannot take anybody in: {error}"),
+                    format!("the station cannot admit members: {error}"),
                 )
             };
             self.save_invitations().await.map_err(|e| internal_refusal(&e))?;
@@ -389,27 +400,27 @@ impl FleetAuthority {
         let redeemed = redeemed.await;
         match redeemed {
             Ok((member, joined)) => {
-                tracing::info!(name = %member.name, id = %key.id().short(), "taken in by code");
-                let _stranger_gone = answer.send(Ok(joined));
+                tracing::info!(name = %member.name, id = %key.id().short(), "Member admitted by code");
+                let _peer_gone = answer.send(Ok(joined));
                 Some(member)
             }
             Err(refused) => {
-                tracing::warn!(id = %key.id().short(), "refused to take in: {refused}");
+                tracing::warn!(id = %key.id().short(), "Join refused: {refused}");
                 self.restore_invitations(before).await;
-                let _stranger_gone = answer.send(Err(refused));
+                let _peer_gone = answer.send(Err(refused));
                 None
             }
         }
     }
 
-    /// Nobody was let in: the use is still there for whom the code is for.
+    /// Restores the invitations after a refused join, so that it uses up no code.
     async fn restore_invitations(&mut self, before: Invitations) {
         if self.invitations == before {
             return;
         }
         self.invitations = before;
         if let Err(error) = self.save_invitations().await {
-            tracing::error!(%error, "invitations are not stored");
+            tracing::error!(%error, "Invitations are not stored");
         }
     }
 
@@ -421,15 +432,15 @@ impl FleetAuthority {
         registry: &SharedNodeRegistry,
     ) -> Option<MemberRow> {
         let id = seen.key.id();
-        // Accepted while no connection of its was open: it is told now.
+        // It was accepted while it had no open connection.
         let granted = registry.lock().grant(id);
         if let Some(grant) = granted {
-            let _stranger_gone = answer.send(self.joined_reply(&grant, membership, None));
+            let _peer_gone = answer.send(self.joined_reply(&grant, membership, None));
             return None;
         }
-        tracing::info!(name = %seen.name, id = %id.short(), "waits to be accepted: `ground-station fleet accept {}`", seen.name);
+        tracing::info!(name = %seen.name, id = %id.short(), "Peer waits to be accepted: `ground-station fleet accept {}`", seen.name);
         if let Err(error) = self.store.put_pending(seen, clock::unix_time_ms()).await {
-            tracing::error!(%error, "who waits is not stored");
+            tracing::error!(%error, "Pending peer is not stored");
         }
         self.waiting_joins.retain(|_, answers| {
             answers.retain(|answer| !answer.is_closed());
@@ -445,7 +456,7 @@ impl FleetAuthority {
     }
 }
 
-pub(in crate::engine) fn role_name(role: Role) -> &'static str {
+pub(crate) fn role_name(role: Role) -> &'static str {
     match role {
         Role::Observer => "observer",
         Role::Node => "node",
@@ -454,8 +465,8 @@ pub(in crate::engine) fn role_name(role: Role) -> &'static str {
     }
 }
 
-/// Where others can dial this station: its own address, or those of all interfaces if it listens on all, loopback
-/// only if there is nothing else.
+/// Addresses at which others can dial this station: the listening address, or those of all interfaces if it listens on all.
+/// Loopback addresses are included only if there are no others.
 fn dial_addresses(listens: SocketAddr) -> Vec<SocketAddr> {
     if !listens.ip().is_unspecified() {
         return vec![listens];

@@ -1,11 +1,11 @@
-//! The clerk: requests about the fleet itself, strangers at the door, and what is remembered of the fleet.
+//! The membership task: requests about the fleet, peers that want to join, and the fleet's state in the store.
 //!
-//! One task, one thing at a time, in order. All of it waits for the disk, and joining for another station: the engine
-//! waits for none of that, so that an emergency stop and its answers pass.
+//! It handles one request at a time, in order. Requests wait for the disk, and a join for another station. The engine's own
+//! task waits for neither, so that an emergency stop and its reports pass.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use swarm_shared::net::clock;
 use swarm_shared::net::endpoint::JoinRequest;
@@ -26,33 +26,32 @@ use crate::engine::reporter::Reporter;
 use crate::store::{MemberRow, Store};
 use swarm_shared::api::{Event, Failure, FleetRequest, MembershipView};
 
-/// Between two attempts to reach the station that gave out a code.
+/// Time between two attempts to reach the station that made a code.
 const JOIN_RETRY_INTERVAL: Duration = Duration::from_millis(500);
-
-/// How long a newcomer has to store its grant and dial, before it is dialled.
+/// How long a new member may take to store its grant and dial, before it is dialled.
 const NEW_MEMBER_DIAL_DELAY: Duration = Duration::from_secs(2);
 
-/// What the clerk is asked for.
+/// A request about the fleet.
 #[derive(Debug)]
-pub(in crate::engine) struct MembershipRequest {
-    pub(in crate::engine) request: FleetRequest,
-    pub(in crate::engine) reporter: Reporter,
+pub(crate) struct MembershipRequest {
+    pub(crate) request: FleetRequest,
+    pub(crate) reporter: Reporter,
 }
 
-/// See the module.
-pub(in crate::engine) struct MembershipTask {
-    pub(in crate::engine) shared: SharedContext,
-    pub(in crate::engine) store: Store,
-    pub(in crate::engine) authority: FleetAuthority,
-    pub(in crate::engine) registry: SharedNodeRegistry,
-    pub(in crate::engine) keepalive: KeepaliveConfig,
-    pub(in crate::engine) shutdown: CancellationToken,
-    pub(in crate::engine) tasks: TaskTracker,
+/// State of the task.
+pub(crate) struct MembershipTask {
+    pub(crate) shared: SharedContext,
+    pub(crate) store: Store,
+    pub(crate) authority: FleetAuthority,
+    pub(crate) registry: SharedNodeRegistry,
+    pub(crate) keepalive: KeepaliveConfig,
+    pub(crate) shutdown: CancellationToken,
+    pub(crate) tasks: TaskTracker,
 }
 
 impl MembershipTask {
-    /// Works until the station stops.
-    pub(in crate::engine) async fn run(
+    /// Runs until shutdown.
+    pub(crate) async fn run(
         mut self,
         mut requests: mpsc::Receiver<MembershipRequest>,
         mut joins: mpsc::Receiver<JoinRequest>,
@@ -67,13 +66,13 @@ impl MembershipTask {
                     let now = membership.borrow_and_update().clone();
                     self.persist_membership(now).await;
                 }
-                Some(form) = requests.recv() => self.on_request(form).await,
+                Some(request) = requests.recv() => self.on_request(request).await,
                 Some(join) = joins.recv() => self.on_join(join).await,
             }
         }
     }
 
-    /// Remembers how the fleet stands, and who is out.
+    /// Stores the fleet's state and the revoked members.
     async fn persist_membership(&self, membership: Option<Arc<Membership>>) {
         let Some(membership) = membership else { return };
         let revoked = self.registry.lock().revoke(&membership);
@@ -82,7 +81,7 @@ impl MembershipTask {
             self.store.revoke_members(revoked).await
         };
         if let Err(error) = kept.await {
-            tracing::error!(%error, "the fleet's state is not stored");
+            tracing::error!(%error, "State of the fleet is not stored");
         }
     }
 
@@ -105,10 +104,10 @@ impl MembershipTask {
 
     async fn on_request(&mut self, MembershipRequest { request, reporter }: MembershipRequest) {
         if request.needs_fleet()
-            && let Err(message) = self.ensure_fleet(&reporter).await
+            && let Err(error) = self.ensure_fleet(&reporter).await
         {
-            let _caller_gone = reporter.send(Event::failed(Failure::Failed, message)).await;
-            return;
+            let message = format!("cannot make a fleet: {error}");
+            return reporter.spawn_finish(Err((Failure::Failed, message)));
         }
         let done = match request {
             FleetRequest::Init => self.init().await,
@@ -120,7 +119,10 @@ impl MembershipTask {
                 let listens = self.shared.endpoint.listen_addr();
                 self.authority.invite(role, uses, valid_for_ms, listens).await
             }
-            FleetRequest::Join { code, timeout_ms } => return self.join(code, timeout_ms, reporter).await,
+            FleetRequest::Join { code, timeout_ms } => {
+                let timeout = Duration::from_millis(timeout_ms);
+                self.join(&code, timeout, &reporter).await
+            }
             FleetRequest::Pending => self.authority.pending().await,
             FleetRequest::Accept { node } => self.accept(&node).await,
             FleetRequest::Revoke { node } => self.revoke(&node).await,
@@ -153,34 +155,25 @@ impl MembershipTask {
         self.shared.endpoint.membership().borrow().clone()
     }
 
-    /// Dials who has just been taken in, unless it dials first: dialled before it has its grant, it would be refused for
-    /// want of one.
+    /// Dials a new member after a delay, unless it dials first. Before it has stored its grant, it would refuse the link.
     fn dial_new_member(&self, member: &MemberRow) {
-        let (endpoint, hint, address) = (
-            self.shared.endpoint.clone(),
-            Hint::Id(member.key.id()),
-            member.address,
-        );
+        let Some(address) = member.address else { return };
+        let (endpoint, hint) = (self.shared.endpoint.clone(), Hint::Id(member.key.id()));
         let shutdown = self.shutdown.clone();
         self.tasks.spawn(async move {
-            let head_start = shutdown
-                .run_until_cancelled(tokio::time::sleep(NEW_MEMBER_DIAL_DELAY))
-                .await;
-            if let (Some(()), Some(address)) = (head_start, address) {
+            let delay = tokio::time::sleep(NEW_MEMBER_DIAL_DELAY);
+            if shutdown.run_until_cancelled(delay).await.is_some() {
                 endpoint.address_discovered(address, Source::Known, hint).await;
             }
         });
     }
 
-    /// Makes a fleet if this station has none, and says so.
-    async fn ensure_fleet(&mut self, reporter: &Reporter) -> Result<(), String> {
+    /// Makes a fleet if this station has none, and sends a note of it.
+    async fn ensure_fleet(&mut self, reporter: &Reporter) -> Result<(), AuthorityError> {
         if self.membership().is_some() {
             return Ok(());
         }
-        let membership = self
-            .create_fleet()
-            .await
-            .map_err(|error| format!("cannot make a fleet: {error}"))?;
+        let membership = self.create_fleet().await?;
         let note = format!(
             "made a new fleet, {}; its root key is on this machine: back up the state directory",
             membership.fingerprint().short()
@@ -223,7 +216,7 @@ impl MembershipTask {
     }
 
     async fn revoke(&mut self, node: &str) -> Result<Vec<Event>, AuthorityError> {
-        let row = self.registry.lock().find(node).map_err(|why| {
+        let mut row = self.registry.lock().find(node).map_err(|why| {
             AuthorityError::NoUniqueMember(format!(
                 "{why} among the members; see `ground-station fleet members`"
             ))
@@ -234,100 +227,73 @@ impl MembershipTask {
         let revoked = self.registry.lock().revoke(&membership);
         self.store.revoke_members(revoked).await?;
         self.shared.endpoint.adopt_membership(membership).await;
-        let mut row = row;
         row.revoked = true;
         Ok(vec![Event::Member(member_view(&row))])
     }
 
-    /// Joins another station's fleet by its code.
-    async fn join(&mut self, code: String, timeout_ms: u64, reporter: Reporter) {
-        let usage = |message: String| Event::failed(Failure::Usage, message);
-        let invitation: Invitation = match code.parse() {
-            Ok(invitation) => invitation,
-            Err(error) => {
-                let _caller_gone = reporter.send(usage(format!("{error}"))).await;
-                return;
-            }
-        };
+    /// Joins the fleet of another station by its code. Returns no events if the caller disconnects first.
+    async fn join(
+        &mut self,
+        code: &str,
+        timeout: Duration,
+        reporter: &Reporter,
+    ) -> Result<Vec<Event>, AuthorityError> {
+        let invitation: Invitation = code.parse()?;
         // A code of the same fleet brings another role; a fleet without members is given up for another one.
         let own = self.membership();
-        let other = own
-            .as_ref()
-            .is_some_and(|own| own.fingerprint() != *invitation.fingerprint());
-        if other && !self.registry.lock().is_empty() {
-            let fleet = own.map_or_else(String::new, |own| own.fingerprint().short());
-            let _caller_gone = reporter
-                .send(usage(AuthorityError::AlreadyInFleet(fleet).to_string()))
-                .await;
-            return;
+        let own = own.filter(|own| own.fingerprint() != *invitation.fingerprint());
+        if let Some(own) = &own
+            && !self.registry.lock().is_empty()
+        {
+            return Err(AuthorityError::AlreadyInFleet(own.fingerprint().short()));
         }
-        let deadline = clock::now() + Duration::from_millis(timeout_ms);
-        let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
-        let first = invitation.addresses().first().copied().unwrap_or(nowhere);
-        let membership = loop {
-            let tried = tokio::select! {
-                biased;
-                () = reporter.caller().closed() => return,
-                tried = clock::timeout_at(deadline, self.join_first_reachable(&invitation)) => tried,
-            };
-            match tried.unwrap_or(Err(JoinError::NoAnswer(first))) {
-                Ok(membership) => break membership,
-                // The station's word is final; that nobody answers is not.
-                Err(error @ (JoinError::Refused(_) | JoinError::Trust(_))) => {
-                    let _caller_gone = reporter
-                        .send(Event::failed(Failure::Failed, error.to_string()))
-                        .await;
-                    return;
-                }
-                Err(error) if clock::now() >= deadline => {
-                    let message =
-                        format!("cannot join: {error}; check that `ground-station serve` runs there");
-                    let _caller_gone = reporter.send(Event::failed(Failure::Failed, message)).await;
-                    return;
-                }
-                Err(_nobody_yet) => tokio::time::sleep(JOIN_RETRY_INTERVAL).await,
-            }
+        let membership = tokio::select! {
+            biased;
+            () = reporter.caller().closed() => return Ok(Vec::new()),
+            joined = self.request_membership(&invitation, clock::now() + timeout) => joined?,
         };
-        let joined = async {
-            if other {
-                self.authority.leave_fleet().await?;
-            }
-            self.store.set_membership(&membership).await?;
-            self.shared.endpoint.adopt_membership(Arc::new(membership)).await;
-            for addr in invitation.addresses() {
-                self.remember_station_address(*addr).await;
-            }
-            self.membership_view().map(|view| vec![Event::Membership(view)])
-        };
-        let joined = joined.await;
-        reporter.spawn_finish(joined.map_err(|error| (error.failure(), error.to_string())));
-    }
-
-    async fn join_first_reachable(&self, invitation: &Invitation) -> Result<Membership, JoinError> {
-        let mut last = None;
+        if own.is_some() {
+            self.authority.leave_fleet().await?;
+        }
+        self.store.set_membership(&membership).await?;
+        let endpoint = &self.shared.endpoint;
+        endpoint.adopt_membership(Arc::new(membership)).await;
         for addr in invitation.addresses() {
-            match join(
-                self.shared.endpoint.local(),
-                &self.keepalive,
-                *addr,
-                Some(invitation),
-            )
-            .await
-            {
-                Ok(membership) => return Ok(membership),
-                Err(error @ (JoinError::Refused(_) | JoinError::Trust(_))) => return Err(error),
-                Err(error) => last = Some(error),
-            }
+            endpoint
+                .address_discovered(*addr, Source::Known, Hint::None)
+                .await;
         }
-        let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
-        Err(last.unwrap_or(JoinError::NoAnswer(nowhere)))
+        Ok(vec![Event::Membership(self.membership_view()?)])
     }
 
-    async fn remember_station_address(&self, addr: SocketAddr) {
-        self.shared
-            .endpoint
-            .address_discovered(addr, Source::Known, Hint::None)
-            .await;
+    /// Asks the stations of an invitation until one answers.
+    async fn request_membership(
+        &self,
+        invitation: &Invitation,
+        deadline: Instant,
+    ) -> Result<Membership, AuthorityError> {
+        let mut last_error = None;
+        loop {
+            for addr in invitation.addresses() {
+                let local = self.shared.endpoint.local();
+                let attempt = join(local, &self.keepalive, *addr, Some(invitation));
+                let attempt = clock::timeout_at(deadline, attempt).await;
+                match attempt.unwrap_or(Err(JoinError::NoAnswer(*addr))) {
+                    Ok(membership) => return Ok(membership),
+                    // The answer of a station is final; other errors may pass.
+                    Err(error @ (JoinError::Refused(_) | JoinError::Trust(_))) => {
+                        return Err(AuthorityError::JoinRefused(error));
+                    }
+                    Err(error) => last_error = Some(error),
+                }
+            }
+            if clock::now() >= deadline {
+                let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+                let error = last_error.unwrap_or(JoinError::NoAnswer(nowhere));
+                return Err(AuthorityError::JoinTimedOut(error));
+            }
+            tokio::time::sleep(JOIN_RETRY_INTERVAL).await;
+        }
     }
 }
 

@@ -21,7 +21,7 @@ fn usage_error(text: impl Into<String>) -> UserError {
     UserError(Failure::Usage, text.into())
 }
 
-pub(in crate::engine) async fn respond(store: Store, request: UserRequest, reporter: Reporter) {
+pub(crate) async fn respond(store: Store, request: UserRequest, reporter: Reporter) {
     let done = execute(&store, request).await;
     reporter
         .finish(done.map_err(|UserError(failure, message)| (failure, message)))
