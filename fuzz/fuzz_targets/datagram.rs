@@ -41,7 +41,7 @@ fuzz_target!(|bytes: &[u8]| {
             .expect("sound");
         assert!(receiver.active_stop().is_none(), "a replay after the release");
     }
-    let _ping = PingFilter::default().accept(bytes, None);
+    let _ping = PingFilter::default().accept(bytes, None, Instant::now());
     if let Ok(datagram) = StopDatagram::parse(bytes) {
         let _grant = datagram.grant().verify(MEMBER.root());
     }

@@ -1,16 +1,18 @@
 //! Ping datagrams. A ping without a valid signature is refused, and a repeated one too.
 #![no_main]
 
+use std::time::Instant;
+
 use libfuzzer_sys::fuzz_target;
 use swarm_shared::proto::discovery::ping::{Ping, PingFilter};
 use swarm_shared::proto::trust::SigningKey;
 
 fuzz_target!(|data: &[u8]| {
-    let mut filter = PingFilter::default();
-    let accepted = filter.accept(data, None);
+    let (mut filter, now) = (PingFilter::default(), Instant::now());
+    let accepted = filter.accept(data, None, now);
     assert_eq!(accepted, Ping::decode(data));
     if accepted.is_ok() {
-        assert!(filter.accept(data, None).is_err(), "a repeat");
+        assert!(filter.accept(data, None, now).is_err(), "a repeat");
     }
 
     // Behind the signature check: a signed ping round-trips, and one with any changed byte is refused.

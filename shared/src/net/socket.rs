@@ -4,7 +4,7 @@
 //! `TCP_THIN_LINEAR_TIMEOUTS` and `TCP_NOTSENT_LOWAT` set; every error says what to do about it.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
@@ -21,6 +21,19 @@ pub const NOTSENT_LOWAT_CONTROL_BYTES: u32 = 16 * 1024;
 /// The same for a bulk connection, where throughput counts: two file chunks, so that the sender prepares one
 /// while the other leaves.
 pub const NOTSENT_LOWAT_BULK_BYTES: u32 = 512 * 1024;
+
+/// Most bytes in a segment of a connection over a path that drops large packets: with all headers and TLS below 1,280,
+/// the least MTU of IPv6 and that of many tunnels.
+pub const SMALL_SEGMENT_BYTES: u32 = 1_200;
+
+/// How large the segments of a connection may be, in both directions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SegmentSize {
+    /// What the interfaces and the path permit.
+    Path,
+    /// At most [`SMALL_SEGMENT_BYTES`].
+    Small,
+}
 
 /// What a connection carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -220,10 +233,28 @@ pub async fn connect(
     keepalive: &KeepaliveConfig,
     traffic_class: TrafficClass,
 ) -> Result<TcpStream, SocketError> {
+    connect_with_segments(addr, timeout, keepalive, traffic_class, SegmentSize::Path).await
+}
+
+/// As [`connect`], with a choice of the segments' size.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_with_segments(
+    addr: SocketAddr,
+    timeout: Duration,
+    keepalive: &KeepaliveConfig,
+    traffic_class: TrafficClass,
+    segments: SegmentSize,
+) -> Result<TcpStream, SocketError> {
     let prepared = || -> io::Result<TcpSocket> {
         let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_nonblocking(true)?;
         set_options(SockRef::from(&socket), keepalive, traffic_class)?;
+        if segments == SegmentSize::Small {
+            // The peer is told in the first packet, and keeps to it as well.
+            socket.set_tcp_mss(SMALL_SEGMENT_BYTES)?;
+        }
         Ok(TcpSocket::from_std_stream(socket.into()))
     };
     let attempt = async { prepared()?.connect(addr).await };
@@ -250,6 +281,27 @@ pub async fn connect(
             SocketError::Other { what, addr, source }
         }
     })
+}
+
+/// The same host with another port; the zone of a link-local address stays.
+pub fn with_port(addr: SocketAddr, port: u16) -> SocketAddr {
+    let mut other = addr;
+    other.set_port(port);
+    other
+}
+
+/// An IPv4 address as such where a socket of `[::]` shows it as `::ffff:1.2.3.4`; others as they are.
+pub fn to_canonical(addr: SocketAddr) -> SocketAddr {
+    match addr.ip().to_canonical() {
+        ip @ IpAddr::V4(_) => SocketAddr::new(ip, addr.port()),
+        IpAddr::V6(_) => addr,
+    }
+}
+
+/// Whether neither end of a connection sends segments of more than [`SMALL_SEGMENT_BYTES`].
+pub(crate) fn has_small_segments(stream: &TcpStream) -> bool {
+    let largest = SockRef::from(stream).tcp_mss();
+    largest.is_ok_and(|bytes| bytes <= SMALL_SEGMENT_BYTES)
 }
 
 /// Sets every option on a connection that was accepted.
@@ -362,6 +414,31 @@ mod tests {
             assert_options(&accepted, &keepalive, purpose);
         }
         assert_eq!(KeepaliveConfig::default().user_timeout(), Duration::from_secs(16));
+    }
+
+    #[test]
+    fn listening_address_keeps_the_zone_of_its_interface() {
+        let from: SocketAddr = "[fe80::1%3]:40000".parse().expect("address");
+        assert_eq!(with_port(from, 7420).to_string(), "[fe80::1%3]:7420");
+        assert_eq!(to_canonical(from), from);
+        let mapped: SocketAddr = "[::ffff:192.0.2.7]:7420".parse().expect("address");
+        assert_eq!(to_canonical(mapped).to_string(), "192.0.2.7:7420");
+    }
+
+    #[tokio::test]
+    async fn small_segments_bind_both_ends() {
+        let listener = listen("127.0.0.1:0".parse().expect("address")).expect("listens");
+        let addr = listener.local_addr().expect("bound");
+        for (segments, small) in [(SegmentSize::Path, false), (SegmentSize::Small, true)] {
+            let keepalive = KeepaliveConfig::default();
+            let dialled =
+                connect_with_segments(addr, TEST_TIMEOUT, &keepalive, TrafficClass::Control, segments)
+                    .await
+                    .expect("connects");
+            let (accepted, _from) = listener.accept().await.expect("accepts");
+            assert_eq!(has_small_segments(&dialled), small);
+            assert_eq!(has_small_segments(&accepted), small);
+        }
     }
 
     #[test]

@@ -17,6 +17,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ring::digest::{Digest, SHA256, digest};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, watch};
@@ -26,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use super::interfaces::{InterfaceAddr, Interfaces};
 use crate::net::clock;
 use crate::net::handshake::Profile;
+use crate::net::socket::to_canonical;
 use crate::proto::rate::{Source, SourceTable, TokenBucket};
 use crate::proto::stop::{STOP_BYTES_MAX, is_stop_datagram};
 use crate::proto::trust::Membership;
@@ -70,9 +72,10 @@ const PING_LIMITS: RateLimits = RateLimits {
     total_per_s: PINGS_PER_S,
 };
 
-/// Stops that were forwarded and are recognised byte by byte: each arrives many times, and only the first time costs a
-/// signature check, until the fleet state or this program's profile changes.
-const RECENT_STOPS_MAX: usize = 16;
+/// Stops that were forwarded and are recognised by their SHA-256: each arrives many times, and only the first time costs
+/// a signature check and counts against the rate, until the fleet state or this program's profile changes. A stop of
+/// named nodes has a datagram for about nine of them, and the last must not be kept out by repeats of the first.
+const RECENT_STOPS_MAX: usize = 1_024;
 
 /// Longest wait for room in the kernel's send buffer, so that one blocked interface does not delay the others.
 const SEND_TIMEOUT: Duration = Duration::from_millis(100);
@@ -149,7 +152,8 @@ impl Broadcaster {
                 Err(error) => return tracing::warn!(%error, "Datagrams not sent: no socket"),
             },
         };
-        for to in unicast_addrs.iter().filter(|to| to.is_ipv4()) {
+        let canonical = unicast_addrs.iter().copied().map(to_canonical);
+        for to in canonical.filter(SocketAddr::is_ipv4) {
             match tokio::time::timeout(SEND_TIMEOUT, socket.send_to(bytes, to)).await {
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => tracing::debug!(%to, %error, "Datagram not sent"),
@@ -325,7 +329,7 @@ pub async fn receive(
 ) {
     let mut rates = RateLimiter::new(PING_LIMITS);
     let mut stop_rates = RateLimiter::new(STOP_LIMITS);
-    let mut recent_stops: VecDeque<Vec<u8>> = VecDeque::new();
+    let mut recent_stops: VecDeque<Digest> = VecDeque::new();
     // One byte more than allowed, to distinguish the longest datagram from a truncated one.
     let mut buffer = [0; DATAGRAM_BYTES_MAX + 1];
     loop {
@@ -352,23 +356,20 @@ pub async fn receive(
             if stop_forwarder.context_changed() {
                 recent_stops.clear();
             }
-            if length > DATAGRAM_BYTES_MAX || recent_stops.iter().any(|known| known == bytes) {
+            let digest = digest(&SHA256, bytes);
+            if length > DATAGRAM_BYTES_MAX
+                || recent_stops.iter().any(|known| known.as_ref() == digest.as_ref())
+            {
                 continue;
             }
             let bytes = bytes.to_vec();
             if stop_rates.allow(from.ip(), clock::now())
-                && stop_forwarder
-                    .sender
-                    .try_send(Datagram {
-                        bytes: bytes.clone(),
-                        from,
-                    })
-                    .is_ok()
+                && stop_forwarder.sender.try_send(Datagram { bytes, from }).is_ok()
             {
                 if recent_stops.len() >= RECENT_STOPS_MAX {
                     recent_stops.pop_front();
                 }
-                recent_stops.push_back(bytes);
+                recent_stops.push_back(digest);
             } else {
                 tracing::debug!(%from, "Stop dropped: too many at once");
             }

@@ -15,6 +15,7 @@ use super::mdns::{Announcement, DiscoveredPeer, DiscoveryEvent, Mdns, MdnsSd, Pr
 use super::pings::{self, Datagram, PingError, StopForwarder};
 use crate::net::clock;
 use crate::net::endpoint::Endpoint;
+use crate::net::socket;
 use crate::proto::discovery::address_book::{Hint, Source};
 use crate::proto::discovery::ping::{PingFilter, PingSender};
 use crate::proto::id::PeerKind;
@@ -227,9 +228,9 @@ async fn receive_pings(
     let mut guard = PingFilter::default();
     while let Some(Datagram { bytes, from }) = datagrams.recv().await {
         let fleet = fleet_fingerprint(&endpoint);
-        match guard.accept(&bytes, fleet.as_ref()) {
+        match guard.accept(&bytes, fleet.as_ref(), clock::now()) {
             Ok(ping) => {
-                let addr = SocketAddr::new(from.ip(), ping.port);
+                let addr = socket::with_port(from, ping.port);
                 if fleet.is_some() {
                     endpoint
                         .address_discovered(addr, Source::Ping, Hint::Id(ping.station.id()))
@@ -348,7 +349,9 @@ async fn on_discovery_event(
             }
         }
     };
-    for addr in withdrawn {
+    // A peer that was renamed has two instances for a moment.
+    let announced_elsewhere = |addr: &SocketAddr| known_addresses.values().any(|addrs| addrs.contains(addr));
+    for addr in withdrawn.into_iter().filter(|addr| !announced_elsewhere(addr)) {
         endpoint.address_withdrawn(addr).await;
     }
 }

@@ -12,8 +12,11 @@
 //! | 53 | 2 | TCP port to dial at the address that the datagram came from |
 //! | 55 | 64 | Ed25519 by the station over a label and the 55 bytes before |
 //!
-//! The counter starts at the station's wall clock in milliseconds, so that it also rises over restarts: at one ping a
-//! second or fewer the clock is always ahead. [`PingFilter`] drops a ping that is not newer than the last one.
+//! The counter starts at the station's wall clock in milliseconds, so that it usually rises over restarts. A ping only
+//! makes a node dial, so [`PingFilter`] uses the counter for a moment only, to drop the copies of one ping: a station
+//! whose clock went back is heard with its next ping.
+
+use std::time::{Duration, Instant};
 
 use crate::proto::id::PublicKey;
 use crate::proto::trust::{FINGERPRINT_PREFIX_BYTES, Fingerprint, SIGNATURE_BYTES, SigningKey};
@@ -22,6 +25,10 @@ use crate::proto::trust::{FINGERPRINT_PREFIX_BYTES, Fingerprint, SIGNATURE_BYTES
 pub const PING_BYTES: usize = SIGNED_BYTES + SIGNATURE_BYTES;
 /// Most stations whose counters are kept; the least recent one is evicted.
 pub const PING_STATIONS_MAX: usize = 64;
+
+/// How long after a ping a further one of the same station has to have a higher counter. Less than the time between two
+/// pings, so that a station is heard whatever its clock does.
+pub const DUPLICATE_WINDOW: Duration = Duration::from_secs(2);
 
 const MAGIC: &[u8; 4] = b"SWNP";
 const VERSION: u8 = 1;
@@ -59,12 +66,12 @@ pub enum PingError {
     /// Its port is 0, which cannot be dialled.
     #[error("ping without a port")]
     NoPort,
-    /// Its counter is not higher than the last one.
-    #[error("ping {counter} is not newer than {heard}: a repeat, or the station's clock was set back")]
+    /// Its counter is not higher than that of the ping just before.
+    #[error("ping {counter} is not newer than {heard}: a copy")]
     Replayed {
         /// Counter of the ping.
         counter: u64,
-        /// Highest counter of this station so far.
+        /// Counter of the station's last ping.
         heard: u64,
     },
     /// The signature does not match the bytes and the key.
@@ -177,12 +184,19 @@ impl PingSender {
     }
 }
 
-/// Accepts each ping once. It keeps the counters of [`PING_STATIONS_MAX`] stations, and checks the signature last,
+/// Accepts one of the copies of each ping. It keeps the counters of [`PING_STATIONS_MAX`] stations, and checks the signature last,
 /// because that is the expensive part.
 #[derive(Debug, Default)]
 pub struct PingFilter {
-    /// The highest counter of each station, the most recent station last.
-    highest_counters: Vec<(PublicKey, u64)>,
+    /// The last ping of each station, the most recent station last.
+    last_pings: Vec<LastPing>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct LastPing {
+    station: PublicKey,
+    counter: u64,
+    at: Instant,
 }
 
 impl PingFilter {
@@ -191,34 +205,44 @@ impl PingFilter {
     ///
     /// # Errors
     /// [`PingError`]: why it is ignored.
-    pub fn accept(&mut self, datagram: &[u8], fleet: Option<&Fingerprint>) -> Result<Ping, PingError> {
+    pub fn accept(
+        &mut self,
+        datagram: &[u8],
+        fleet: Option<&Fingerprint>,
+        now: Instant,
+    ) -> Result<Ping, PingError> {
         let ping = Ping::read_unverified(datagram)?;
         if fleet.is_some_and(|fleet| fleet.prefix() != ping.fleet) {
             return Err(PingError::OtherFleet);
         }
         let index = self
-            .highest_counters
+            .last_pings
             .iter()
-            .position(|(station, _)| *station == ping.station);
-        if let Some((_, heard)) = index.map(|at| self.highest_counters[at])
-            && ping.counter <= heard
+            .position(|last| last.station == ping.station);
+        if let Some(last) = index.map(|at| self.last_pings[at])
+            && ping.counter <= last.counter
+            && now < last.at + DUPLICATE_WINDOW
         {
             return Err(PingError::Replayed {
                 counter: ping.counter,
-                heard,
+                heard: last.counter,
             });
         }
         ping.check_signature(datagram)?;
         match index {
             Some(at) => {
-                self.highest_counters.remove(at);
+                self.last_pings.remove(at);
             }
-            None if self.highest_counters.len() >= PING_STATIONS_MAX => {
-                self.highest_counters.remove(0);
+            None if self.last_pings.len() >= PING_STATIONS_MAX => {
+                self.last_pings.remove(0);
             }
             None => {}
         }
-        self.highest_counters.push((ping.station, ping.counter));
+        self.last_pings.push(LastPing {
+            station: ping.station,
+            counter: ping.counter,
+            at: now,
+        });
         Ok(ping)
     }
 }
@@ -228,6 +252,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::net::clock;
     use crate::proto::hex;
 
     fn key(seed: u8) -> SigningKey {
@@ -291,59 +316,82 @@ mod tests {
 
     #[test]
     fn ping_is_accepted_once_and_only_in_its_fleet() {
-        let mut guard = PingFilter::default();
+        let (mut guard, now) = (PingFilter::default(), clock::now());
         let other = Fingerprint([2; 32]);
         assert_eq!(
-            guard.accept(&datagram(1, 5), Some(&other)),
+            guard.accept(&datagram(1, 5), Some(&other), now),
             Err(PingError::OtherFleet)
         );
-        assert_eq!(guard.accept(&datagram(1, 5), Some(&fleet())), Ok(ping(1, 5)));
+        assert_eq!(guard.accept(&datagram(1, 5), Some(&fleet()), now), Ok(ping(1, 5)));
         for old in [5, 4] {
             let replayed = PingError::Replayed {
                 counter: old,
                 heard: 5,
             };
-            assert_eq!(guard.accept(&datagram(1, old), None), Err(replayed));
+            assert_eq!(guard.accept(&datagram(1, old), None, now), Err(replayed));
         }
-        assert_eq!(guard.accept(&datagram(2, 1), None), Ok(ping(2, 1)));
-        assert_eq!(guard.accept(&datagram(1, 6), None), Ok(ping(1, 6)));
+        assert_eq!(guard.accept(&datagram(2, 1), None, now), Ok(ping(2, 1)));
+        assert_eq!(guard.accept(&datagram(1, 6), None, now), Ok(ping(1, 6)));
     }
 
     /// Pings received before joining, of its own station and of others, do not block later ones.
     #[test]
     fn pings_of_a_station_are_accepted_after_joining_its_fleet() {
-        let mut guard = PingFilter::default();
-        assert_eq!(guard.accept(&datagram(1, 5), None), Ok(ping(1, 5)), "a stranger");
-        assert_eq!(guard.accept(&datagram(1, 6), Some(&fleet())), Ok(ping(1, 6)));
+        let (mut guard, now) = (PingFilter::default(), clock::now());
+        assert_eq!(
+            guard.accept(&datagram(1, 5), None, now),
+            Ok(ping(1, 5)),
+            "a stranger"
+        );
+        assert_eq!(guard.accept(&datagram(1, 6), Some(&fleet()), now), Ok(ping(1, 6)));
         let other = Fingerprint([2; 32]);
         for counter in 7..9 {
-            let ignored = guard.accept(&datagram(1, counter), Some(&other));
+            let ignored = guard.accept(&datagram(1, counter), Some(&other), now);
             assert_eq!(ignored, Err(PingError::OtherFleet));
         }
-        assert_eq!(guard.accept(&datagram(1, 8), Some(&fleet())), Ok(ping(1, 8)));
+        assert_eq!(guard.accept(&datagram(1, 8), Some(&fleet()), now), Ok(ping(1, 8)));
     }
 
     #[test]
     fn forged_ping_counter_does_not_block_a_station() {
-        let mut guard = PingFilter::default();
+        let (mut guard, now) = (PingFilter::default(), clock::now());
         let forged = ping(1, u64::MAX).encode(&key(2));
-        assert_eq!(guard.accept(&forged, None), Err(PingError::BadSignature));
-        assert_eq!(guard.accept(&datagram(1, 1), None), Ok(ping(1, 1)));
+        assert_eq!(guard.accept(&forged, None, now), Err(PingError::BadSignature));
+        assert_eq!(guard.accept(&datagram(1, 1), None, now), Ok(ping(1, 1)));
+    }
+
+    #[test]
+    fn station_is_heard_with_its_next_ping_whatever_its_clock_does() {
+        let (mut guard, now) = (PingFilter::default(), clock::now());
+        let day_ms = 86_400_000;
+        assert_eq!(
+            guard.accept(&datagram(1, 10 * day_ms), None, now),
+            Ok(ping(1, 10 * day_ms))
+        );
+        let next = now + Duration::from_secs(3);
+        assert_eq!(
+            guard.accept(&datagram(1, 9 * day_ms), None, next),
+            Ok(ping(1, 9 * day_ms))
+        );
+        assert!(
+            guard.accept(&datagram(1, 9 * day_ms), None, next).is_err(),
+            "a copy"
+        );
     }
 
     #[test]
     fn ping_filter_is_bounded_and_evicts_least_recent() {
-        let mut guard = PingFilter::default();
+        let (mut guard, now) = (PingFilter::default(), clock::now());
         let max = u8::try_from(PING_STATIONS_MAX).expect("small");
-        guard.accept(&datagram(200, 1), None).expect("new");
+        guard.accept(&datagram(200, 1), None, now).expect("new");
         for seed in 0..max - 1 {
-            guard.accept(&datagram(seed, 1), None).expect("new");
+            guard.accept(&datagram(seed, 1), None, now).expect("new");
         }
-        guard.accept(&datagram(200, 2), None).expect("newer");
-        guard.accept(&datagram(201, 1), None).expect("new");
-        assert_eq!(guard.highest_counters.len(), PING_STATIONS_MAX);
-        assert!(guard.accept(&datagram(200, 2), None).is_err());
-        assert_eq!(guard.accept(&datagram(0, 1), None), Ok(ping(0, 1)));
+        guard.accept(&datagram(200, 2), None, now).expect("newer");
+        guard.accept(&datagram(201, 1), None, now).expect("new");
+        assert_eq!(guard.last_pings.len(), PING_STATIONS_MAX);
+        assert!(guard.accept(&datagram(200, 2), None, now).is_err());
+        assert_eq!(guard.accept(&datagram(0, 1), None, now), Ok(ping(0, 1)));
     }
 
     #[test]
@@ -363,7 +411,7 @@ mod tests {
         #[test]
         fn arbitrary_ping_datagram_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             prop_assert!(Ping::decode(&bytes).is_err());
-            prop_assert!(PingFilter::default().accept(&bytes, None).is_err());
+            prop_assert!(PingFilter::default().accept(&bytes, None, clock::now()).is_err());
         }
 
         #[test]

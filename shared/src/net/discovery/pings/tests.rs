@@ -191,6 +191,41 @@ async fn ping_flood_passes_stops_and_repeats_are_dropped() {
     }
 }
 
+/// As many datagrams as a stop of 760 named nodes has, in rounds as its sender repeats them.
+#[tokio::test]
+async fn every_order_of_a_long_stop_is_heard() {
+    const ORDERS: u8 = 84;
+    let shutdown = CancellationToken::new();
+    let _stopped_at_the_end = shutdown.clone().drop_guard();
+    let port = free_port();
+    let (sender, _unread) = mpsc::channel(1);
+    let (to, mut heard) = mpsc::channel(usize::from(ORDERS));
+    let (_context, stops) = stop_forwarder(to);
+    tokio::spawn(receive(
+        listen(port).expect("free"),
+        sender,
+        Some(stops),
+        shutdown,
+    ));
+    let out = open_send_socket(Ipv4Addr::LOCALHOST).expect("a socket");
+    let mut orders = std::collections::BTreeSet::new();
+    for _round in 0..10 {
+        for number in 0..ORDERS {
+            let order = [b"SWST".as_slice(), &[number]].concat();
+            out.send_to(&order, ("127.0.0.1", port)).await.expect("sent");
+            tokio::task::yield_now().await;
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        while let Ok(datagram) = heard.try_recv() {
+            assert!(orders.insert(datagram.bytes), "each order once");
+        }
+        if orders.len() == usize::from(ORDERS) {
+            return;
+        }
+    }
+    panic!("{} of {ORDERS} orders were heard", orders.len());
+}
+
 /// By what stops are judged.
 struct StopContext {
     membership: watch::Sender<Option<Arc<Membership>>>,
