@@ -107,6 +107,7 @@ fn hello() {
         software: "0.1.0".to_owned(),
         grant: None,
         fleet_state: 0,
+        small_segments: false,
     };
     golden_json(
         Kind::Hello,

@@ -17,10 +17,12 @@ use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 use super::conn::{Conn, ReadError};
+use super::dial_claims::{DialClaim, DialClaims};
 use super::preauth_limit::SlotGuard;
 use super::random::{self, NoRandomness};
+use super::socket;
 use super::tls;
-use crate::proto::id::{Instance, NodeName, PeerKind, PublicKey};
+use crate::proto::id::{Instance, NodeName, PeerId, PeerKind, PublicKey};
 use crate::proto::message::{Channel, Hello, PROTOCOL_VERSIONS, RefusalCode, Refused};
 use crate::proto::session::simultaneous_open::DialedBy;
 use crate::proto::trust::{Grant, Membership, SigningKey};
@@ -102,6 +104,8 @@ pub(crate) struct AuthenticatedConn {
     pub(crate) exporter: [u8; 32],
     /// The slot of an accepted connection among the unauthenticated ones, held until the link is attached or refused.
     pub(crate) preauth_slot: Option<SlotGuard>,
+    /// Of a dialled control connection, held until the link is attached or refused.
+    pub(crate) dial_claim: Option<DialClaim>,
 }
 
 /// Why a connection did not become a link.
@@ -125,6 +129,12 @@ pub enum HandshakeError {
     /// The peer refused us.
     #[error("refused by the peer: {0}")]
     RefusedByPeer(Refused),
+    /// The dialled peer is linked already, or another dial has reached it first.
+    #[error("the peer is linked already")]
+    AlreadyLinked(PeerId),
+    /// The dialled peer asks for a connection with small segments.
+    #[error("the peer asks to be dialled with small segments")]
+    SmallSegmentsRequested,
     /// This side refused the peer, and sent it the reason.
     #[error("refused: {refused}")]
     RefusedByUs {
@@ -156,6 +166,19 @@ impl<E: Into<HandshakeError>> From<E> for HandshakeFailure {
     fn from(error: E) -> Self {
         Self::Error(error.into())
     }
+}
+
+/// Which side of a connection this is.
+#[derive(Clone, Copy)]
+enum Side<'a> {
+    /// The peer dialled; `small_segments` asks it to dial again with small ones.
+    Dialled { small_segments: bool },
+    /// This side dialled; `small_segments` says that the connection has small ones.
+    Dialler {
+        channel: Channel,
+        small_segments: bool,
+        claims: Option<&'a DialClaims>,
+    },
 }
 
 /// Bounds a handshake in time, and sends the refusal if there is one. The handshake is boxed, because it is large
@@ -215,50 +238,75 @@ impl LocalPeer {
         })
     }
 
-    /// The handshake on an accepted connection.
+    /// The handshake on an accepted connection. If its path `is_narrow`, the peer is asked for small segments, unless it
+    /// has chosen them already.
     pub(crate) async fn accept(
         &self,
         tcp: TcpStream,
         addr: SocketAddr,
+        is_narrow: bool,
     ) -> Result<AuthenticatedConn, HandshakeError> {
+        let small_segments = is_narrow && !socket::has_small_segments(&tcp);
         with_preauth_timeout(Box::pin(async {
             let stream = self.acceptor.accept(tcp).await?;
-            self.exchange_hello(stream.into(), addr, None).await
+            let side = Side::Dialled { small_segments };
+            self.exchange_hello(stream.into(), addr, side).await
         }))
         .await
     }
 
-    /// The handshake on a dialled connection.
+    /// The handshake on a dialled connection. With `claims` it ends early if the peer needs no further link.
     pub(crate) async fn dial(
         &self,
         tcp: TcpStream,
         addr: SocketAddr,
         channel: Channel,
+        claims: Option<&DialClaims>,
     ) -> Result<AuthenticatedConn, HandshakeError> {
+        let side = Side::Dialler {
+            channel,
+            small_segments: socket::has_small_segments(&tcp),
+            claims,
+        };
         with_preauth_timeout(Box::pin(async {
             let stream = self.connector.connect(tls::server_name(), tcp).await?;
-            self.exchange_hello(stream.into(), addr, Some(channel)).await
+            self.exchange_hello(stream.into(), addr, side).await
         }))
         .await
     }
 
-    /// Sends this side's hello and checks the peer's. `channel` is what this side dialled for; `None` if the peer
-    /// dialled.
+    /// Sends this side's hello and checks the peer's.
     async fn exchange_hello(
         &self,
         stream: TlsStream<TcpStream>,
         addr: SocketAddr,
-        channel: Option<Channel>,
+        side: Side<'_>,
     ) -> Result<AuthenticatedConn, HandshakeFailure> {
         let key = tls::peer_key(stream.get_ref().1)?;
         let exporter = tls::exporter(&stream)?;
         let mut conn = Conn::new(stream, FrameLimits::PREAUTH);
-        if channel.is_none() {
-            // The dialler decides the channel; the value in this hello has no effect.
-            conn.queue_frame(&Frame::json(Kind::Hello, &self.hello(Channel::Control)))?;
-        }
+        let already_linked = || HandshakeError::AlreadyLinked(key.id());
+        let dial_claim = match side {
+            Side::Dialled { small_segments } => {
+                let hello = Hello {
+                    small_segments,
+                    // The dialler decides the channel; the value in this hello has no effect.
+                    ..self.hello(Channel::Control)
+                };
+                conn.queue_frame(&Frame::json(Kind::Hello, &hello))?;
+                None
+            }
+            Side::Dialler {
+                claims: Some(claims), ..
+            } => Some(claims.claim(key.id()).ok_or_else(already_linked)?),
+            Side::Dialler { claims: None, .. } => None,
+        };
         let (mut conn, hello) = read_hello(conn, key).await?;
-        let grant = match self.check_hello(&key, &hello, channel.unwrap_or(hello.channel)) {
+        let channel = match side {
+            Side::Dialled { .. } => hello.channel,
+            Side::Dialler { channel, .. } => channel,
+        };
+        let grant = match self.check_hello(&key, &hello, channel) {
             Ok(grant) => grant,
             Err(refused) => {
                 return Err(HandshakeFailure::Refused(Box::new(PendingRefusal {
@@ -269,23 +317,34 @@ impl LocalPeer {
                 })));
             }
         };
-        if let Some(channel) = channel {
-            conn.queue_frame(&Frame::json(Kind::Hello, &self.hello(channel)))?;
-            conn.flush().await?;
-        }
+        let dialler = match side {
+            Side::Dialled { .. } => DialedBy::Remote,
+            Side::Dialler {
+                small_segments,
+                claims,
+                ..
+            } => {
+                if hello.small_segments && !small_segments {
+                    return Err(HandshakeError::SmallSegmentsRequested.into());
+                }
+                if claims.is_some_and(|claims| claims.is_linked(key.id(), hello.instance)) {
+                    return Err(already_linked().into());
+                }
+                conn.queue_frame(&Frame::json(Kind::Hello, &self.hello(channel)))?;
+                conn.flush().await?;
+                DialedBy::Local
+            }
+        };
         Ok(AuthenticatedConn {
             conn,
             key,
             hello,
             grant,
-            dialler: if channel.is_some() {
-                DialedBy::Local
-            } else {
-                DialedBy::Remote
-            },
+            dialler,
             addr,
             exporter,
             preauth_slot: None,
+            dial_claim,
         })
     }
 
@@ -306,6 +365,7 @@ impl LocalPeer {
             grant: membership
                 .filter(|_| channel != Channel::Join)
                 .map(|m| m.grant().clone()),
+            small_segments: false,
         }
     }
 

@@ -7,7 +7,7 @@ use tokio::time::timeout;
 
 use super::endpoint::JOIN_TIMEOUT;
 use super::handshake::{AuthenticatedConn, HandshakeError, LocalPeer, PREAUTH_TIMEOUT};
-use super::socket::{self, KeepaliveConfig, SocketError, TrafficClass};
+use super::socket::{self, KeepaliveConfig, SegmentSize, SocketError, TrafficClass};
 use crate::proto::id::NodeName;
 use crate::proto::json::JsonError;
 use crate::proto::message::{Channel, Join, Joined, Refused};
@@ -78,8 +78,17 @@ pub async fn join_with_callback(
     invitation: Option<&Invitation>,
     on_hello: impl FnOnce(&NodeName),
 ) -> Result<Membership, JoinError> {
-    let tcp = socket::connect(addr, CONNECT_TIMEOUT, keepalive, TrafficClass::Control).await?;
-    let greeted = local.dial(tcp, addr, Channel::Join).await;
+    // Small segments always: the answer is large, and a person waits, so there is no second attempt on a path that drops
+    // large packets.
+    let tcp = socket::connect_with_segments(
+        addr,
+        CONNECT_TIMEOUT,
+        keepalive,
+        TrafficClass::Control,
+        SegmentSize::Small,
+    )
+    .await?;
+    let greeted = local.dial(tcp, addr, Channel::Join, None).await;
     let AuthenticatedConn {
         mut conn,
         exporter,

@@ -5,6 +5,7 @@ pub mod clever_show;
 pub mod clock;
 pub mod codec;
 mod conn;
+mod dial_claims;
 pub mod discovery;
 pub mod endpoint;
 pub mod handshake;

@@ -67,6 +67,10 @@ pub struct Hello {
     /// Number of the newest fleet state that the sender holds.
     #[serde(default)]
     pub fleet_state: u64,
+    /// In the hello of a side that was dialled: the path seems to drop large packets, and the dialler is to dial again
+    /// with segments of at most 1,200 bytes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub small_segments: bool,
 }
 
 /// The first session frame in each direction, once both hellos are accepted: the resume point of the session.

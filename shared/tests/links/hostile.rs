@@ -90,6 +90,7 @@ fn hello(membership: &Membership) -> Hello {
         software: "raw".to_owned(),
         grant: Some(membership.grant().clone()),
         fleet_state: 0,
+        small_segments: false,
     }
 }
 

@@ -1,11 +1,12 @@
 //! Two connections between the same two peers, and two devices with one key.
 
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use swarm_shared::net::clock;
 use swarm_shared::net::endpoint::Notice;
 use swarm_shared::net::peer::PeerEvent;
+use swarm_shared::proto::discovery::address_book::{Hint, Source};
 use swarm_shared::proto::id::PeerKind;
 use swarm_shared::proto::trust::{Membership, Role};
 
@@ -82,11 +83,54 @@ async fn simultaneous_dials_leave_one_agreed_link() {
         let station_dialled = by_station.up.expect("a link") == node.endpoint.listen_addr();
         let node_dialled = by_node.up.expect("a link") == station.endpoint.listen_addr();
         assert!(station_dialled != node_dialled, "they do not agree on the link");
-        assert!(by_station.ups <= 2 && by_node.ups <= 2, "the link flaps");
+        assert_eq!(
+            (by_station.ups, by_node.ups),
+            (1, 1),
+            "one link is replaced by the other"
+        );
         assert!(
             station.events.notices.try_recv().is_err(),
             "nothing here is the operator's business"
         );
+    }
+}
+
+/// Known by mDNS, which tells the beginning of its id, or only by its addresses.
+#[tokio::test]
+async fn peer_with_many_addresses_is_linked_once() {
+    let mut root = fleet();
+    for round in 0..10 {
+        let on_all_addresses = |mut setup: Setup| {
+            setup.listen = SocketAddr::from(([0, 0, 0, 0], 0));
+            setup.start()
+        };
+        let mut station = on_all_addresses(Setup::station(&mut root));
+        let mut node = on_all_addresses(Setup::node(&mut root));
+        for (from, to) in [(&station, &node), (&node, &station)] {
+            let id = to.id();
+            for host in 1..=8 {
+                let addr = SocketAddr::from(([127, 0, 0, host], to.endpoint.listen_addr().port()));
+                let (source, hint) = match (round % 2, id.0.first_chunk()) {
+                    (0, Some(prefix)) => (Source::Mdns, Hint::IdPrefix(*prefix)),
+                    _ => (Source::Static, Hint::None),
+                };
+                from.endpoint.address_discovered(addr, source, hint).await;
+            }
+        }
+        let (mut by_station, mut by_node) = (LinkObserver::default(), LinkObserver::default());
+        station.link(node.id()).await.try_send(numbered(1)).expect("room");
+        node.link(station.id()).await.try_send(numbered(1)).expect("room");
+        receive_frame(&mut station, &mut by_station).await;
+        receive_frame(&mut node, &mut by_node).await;
+        // Long enough for the dials of all addresses.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        while let Ok(event) = station.events.peers.try_recv() {
+            by_station.observe(&event);
+        }
+        while let Ok(event) = node.events.peers.try_recv() {
+            by_node.observe(&event);
+        }
+        assert_eq!((by_station.ups, by_node.ups), (1, 1), "round {round}");
     }
 }
 
@@ -157,4 +201,18 @@ async fn restarted_program_replaces_its_old_link_at_once() {
         "took {:?}",
         clock::since(started)
     );
+}
+
+#[tokio::test]
+async fn ipv4_peers_of_an_ipv6_listener_have_ipv4_addresses() {
+    let mut root = fleet();
+    let mut setup = Setup::station(&mut root);
+    setup.listen = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
+    let mut station = setup.start();
+    let node = Setup::node(&mut root).start();
+    let port = station.endpoint.listen_addr().port();
+    node.dial(SocketAddr::from(([127, 0, 0, 1], port))).await;
+    let (peer, _resumed) = station.wait_for_up().await;
+    assert!(peer.addr.is_ipv4(), "{}", peer.addr);
+    assert_eq!(peer.listen_addr, node.endpoint.listen_addr());
 }

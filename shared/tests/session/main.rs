@@ -3,5 +3,6 @@
 mod clocks;
 mod deadlines;
 mod links;
+mod paths;
 mod queues;
 mod rig;

@@ -322,6 +322,29 @@ impl Lab {
         }
     }
 
+    /// Drops packets of more than `bytes` to and from a host without telling their sender, as a path with a small MTU
+    /// does where ICMP is filtered. The MTU of the hosts' interfaces stays.
+    ///
+    /// # Panics
+    /// If `ip` fails.
+    pub fn set_silent_path_mtu(&self, host: usize, bytes: u32) {
+        for sender in 0..self.hosts() {
+            // Otherwise the kernel passes several segments on as one large packet, which the switch's port lets through.
+            let one_segment = ["link", "set", "eth0", "gso_max_segs", "1"];
+            ip(&[&["-n", &self.namespace(sender)][..], &one_segment].concat());
+        }
+        let port = format!("p0-{host}");
+        ip(&[
+            "-n",
+            &self.switch(),
+            "link",
+            "set",
+            &port,
+            "mtu",
+            &bytes.to_string(),
+        ]);
+    }
+
     /// Limits the rate of a host's first interface in both directions, in the syntax of `tc`: `10mbit`. `None` lifts
     /// the limit.
     pub fn set_rate_limit(&self, host: usize, rate: Option<&str>) {

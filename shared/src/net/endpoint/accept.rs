@@ -6,17 +6,20 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::JoinRequest;
+use crate::net::clock;
+use crate::net::dial_claims::DialClaims;
 use crate::net::handshake::{
     self, AuthenticatedConn, HandshakeError, LocalPeer, PREAUTH_TIMEOUT, REFUSE_GRACE,
 };
 use crate::net::preauth_limit::{PREAUTH_PER_SOURCE_MAX, PreauthLimiter, Slot};
-use crate::net::socket::{self, AcceptedSocket, KeepaliveConfig, TrafficClass};
+use crate::net::socket::{self, AcceptedSocket, KeepaliveConfig, SegmentSize, TrafficClass};
+use crate::proto::discovery::narrow_paths::NarrowPaths;
 use crate::proto::id::PeerId;
 use crate::proto::message::{Channel, Join, RefusalCode, Refused};
 use crate::proto::wire::{Frame, Kind};
@@ -58,6 +61,7 @@ pub(super) struct AcceptLoop {
     pub(super) listener: TcpListener,
     pub(super) local: LocalPeer,
     pub(super) keepalive: KeepaliveConfig,
+    pub(super) narrow_paths: watch::Receiver<NarrowPaths>,
     pub(super) handshake_results: mpsc::Sender<HandshakeResult>,
     pub(super) shutdown: CancellationToken,
     pub(super) tasks: TaskTracker,
@@ -95,11 +99,12 @@ pub(super) async fn run_accept_loop(params: AcceptLoop) {
             params.handshake_results.clone(),
             params.shutdown.clone(),
         );
+        let is_narrow = params.narrow_paths.borrow().contains(addr.ip(), clock::now());
         params.tasks.spawn(async move {
             let accepted = AcceptedSocket::new(&tcp);
             let result = tokio::select! {
                 () = shutdown.cancelled() => return,
-                greeted = local.accept(tcp, addr) => greeted,
+                greeted = local.accept(tcp, addr, is_narrow) => greeted,
             };
             if let Ok(authenticated) = &result
                 && authenticated.hello.channel == Channel::Bulk
@@ -128,7 +133,7 @@ async fn accept_next(
 ) -> std::io::Result<(TcpStream, SocketAddr, Slot)> {
     let slot = limiter.acquire().await?;
     let (tcp, addr) = listener.accept().await?;
-    Ok((tcp, addr, slot))
+    Ok((tcp, socket::to_canonical(addr), slot))
 }
 
 /// Dials, then runs the handshake.
@@ -137,15 +142,18 @@ pub(super) async fn dial(
     keepalive: KeepaliveConfig,
     addr: SocketAddr,
     dial_purpose: DialPurpose,
+    segments: SegmentSize,
+    claims: DialClaims,
 ) -> HandshakeResult {
-    let (channel, traffic_class) = match dial_purpose {
-        DialPurpose::Link => (Channel::Control, TrafficClass::Control),
-        DialPurpose::Bulk(_) => (Channel::Bulk, TrafficClass::Bulk),
+    let (channel, traffic_class, claims) = match dial_purpose {
+        DialPurpose::Link => (Channel::Control, TrafficClass::Control, Some(&claims)),
+        DialPurpose::Bulk(_) => (Channel::Bulk, TrafficClass::Bulk, None),
     };
     let result = async {
-        let connected = socket::connect(addr, CONNECT_TIMEOUT, &keepalive, traffic_class).await;
+        let connected =
+            socket::connect_with_segments(addr, CONNECT_TIMEOUT, &keepalive, traffic_class, segments).await;
         let tcp = connected.map_err(std::io::Error::other)?;
-        local.dial(tcp, addr, channel).await.map(Box::new)
+        local.dial(tcp, addr, channel, claims).await.map(Box::new)
     };
     HandshakeResult::Dialled {
         addr,
@@ -188,7 +196,7 @@ pub(super) async fn handle_join_request(
         key: peer.key,
         name: peer.hello.name.clone(),
         kind: peer.hello.kind,
-        listen_addr: SocketAddr::new(peer.addr.ip(), peer.hello.port),
+        listen_addr: socket::with_port(peer.addr, peer.hello.port),
         proof: join.proof,
         exporter: peer.exporter,
         reply,

@@ -1,6 +1,6 @@
 //! The part of the endpoint's task that concerns the whole fleet: rosters, fleet states, notices for the operator.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use super::Notice;
@@ -24,6 +24,12 @@ impl PeerEntry {
             send_frame(&self.control.link, &frame, Lane::Emergency);
         }
     }
+}
+
+/// Whether a host elsewhere can dial an address. The zone of a link-local one says nothing to other hosts.
+fn is_dialable_elsewhere(addr: SocketAddr) -> bool {
+    let is_link_local = matches!(addr.ip(), IpAddr::V6(ip) if ip.is_unicast_link_local());
+    addr.port() != 0 && !is_link_local
 }
 
 impl EndpointTask {
@@ -65,7 +71,7 @@ impl EndpointTask {
             .filter(|entry| entry.is_open)
             .filter_map(|entry| entry.info.as_ref());
         let wanted = linked.filter(|info| {
-            info.id != to && should_link(receiver.kind, info.kind) && info.listen_addr.port() != 0
+            info.id != to && should_link(receiver.kind, info.kind) && is_dialable_elsewhere(info.listen_addr)
         });
         let peers: Vec<RosterPeer> = wanted
             .take(ROSTER_PEERS_MAX)
@@ -196,6 +202,7 @@ impl EndpointTask {
         let Some(entry) = self.peers.remove(&id) else {
             return;
         };
+        self.dial_claims.set_unlinked(id);
         self.address_book.remove_peer(id);
         let Some(info) = &entry.info else { return };
         let Err(refused) = membership.check_peer(&info.key, None) else {
@@ -234,6 +241,8 @@ impl EndpointTask {
             | HandshakeError::Read(_)
             | HandshakeError::Wire(_)
             | HandshakeError::Tls(_)
+            | HandshakeError::AlreadyLinked(_)
+            | HandshakeError::SmallSegmentsRequested
             | HandshakeError::TimedOut => tracing::debug!(%addr, %error, "Handshake failed"),
         }
     }

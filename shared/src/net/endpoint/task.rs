@@ -2,7 +2,7 @@
 //! [`super::sessions`] starts the sessions of a peer, [`super::fleet`] sends rosters and fleet states.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,14 +14,17 @@ use tokio_util::task::TaskTracker;
 use super::accept::{self, AcceptLoop, DialPurpose, HandshakeResult, PENDING_JOINS_MAX};
 use super::peer_entry::PeerEntry;
 use super::{EndpointCommand, JoinRequest, Notice};
+use crate::net::dial_claims::DialClaims;
 use crate::net::handshake::{AuthenticatedConn, HandshakeError, LocalPeer};
 use crate::net::peer::{Attachment, LinkCommand, LinkEvent, PeerEvent, PeerInfo, PeerLink, StopReceived};
-use crate::net::socket::KeepaliveConfig;
+use crate::net::socket::{self, KeepaliveConfig, SMALL_SEGMENT_BYTES, SegmentSize};
 use crate::net::{clock, random};
-use crate::proto::discovery::address_book::{AddressBook, Hint, Source};
+use crate::proto::discovery::address_book::AddressBook;
+use crate::proto::discovery::narrow_paths::{NARROW_FOR, NarrowPaths};
 use crate::proto::id::{PeerId, PeerKind};
 use crate::proto::message::{Channel, RefusalCode, Refused, Roster};
-use crate::proto::session::simultaneous_open::{LinkDecision, LinkOrigin};
+use crate::proto::session::path_check::PathVerdict;
+use crate::proto::session::simultaneous_open::{DialedBy, LinkDecision, LinkOrigin};
 use crate::proto::session::{Outgoing, Timing};
 use crate::proto::trust::Membership;
 use crate::proto::wire::encoded::EncodedFrame;
@@ -55,6 +58,9 @@ pub(super) struct EndpointTask {
     pub(super) id: PeerId,
     pub(super) peers: BTreeMap<PeerId, PeerEntry>,
     pub(super) address_book: AddressBook,
+    /// Read by handshakes of accepted connections, too.
+    narrow_paths: watch::Sender<NarrowPaths>,
+    pub(super) dial_claims: DialClaims,
     last_link_number: u64,
     pub(super) link_events: mpsc::Sender<LinkEvent>,
     handshake_results: mpsc::Sender<HandshakeResult>,
@@ -65,10 +71,12 @@ pub(super) struct EndpointTask {
 pub(super) fn spawn(parts: Parts, listener: TcpListener) {
     let (link_events, link_events_receiver) = mpsc::channel(INPUTS_MAX);
     let (handshake_results, handshake_results_receiver) = mpsc::channel(INPUTS_MAX);
+    let (narrow_paths, narrow_paths_receiver) = watch::channel(NarrowPaths::default());
     let listening = AcceptLoop {
         listener,
         local: parts.local.clone(),
         keepalive: parts.keepalive,
+        narrow_paths: narrow_paths_receiver,
         handshake_results: handshake_results.clone(),
         shutdown: parts.shutdown.clone(),
         tasks: parts.tasks.clone(),
@@ -80,6 +88,8 @@ pub(super) fn spawn(parts: Parts, listener: TcpListener) {
         parts,
         peers: BTreeMap::new(),
         address_book: AddressBook::default(),
+        narrow_paths,
+        dial_claims: DialClaims::default(),
         last_link_number: 0,
         link_events,
         handshake_results,
@@ -146,7 +156,7 @@ impl EndpointTask {
             EndpointCommand::AddressDiscovered { addr, source, hint } => {
                 self.address_book.discovered(addr, source, hint, now);
             }
-            EndpointCommand::AddressWithdrawn(addr) => self.address_book.withdrawn(addr),
+            EndpointCommand::AddressWithdrawn(addr) => self.address_book.withdrawn(addr, now),
             EndpointCommand::RetryNow => self.address_book.retry_now(now),
             EndpointCommand::OpenSession { id, reply: answer } => {
                 if let Some(entry) = self.peer_entry(id) {
@@ -195,14 +205,47 @@ impl EndpointTask {
     pub(super) fn spawn_dial(&self, addr: SocketAddr, dial_purpose: DialPurpose) {
         let (local, keepalive) = (self.parts.local.clone(), self.parts.keepalive);
         let (handshake_results, shutdown) = (self.handshake_results.clone(), self.parts.shutdown.clone());
+        let claims = self.dial_claims.clone();
+        let segments = if self.narrow_paths.borrow().contains(addr.ip(), clock::now()) {
+            SegmentSize::Small
+        } else {
+            SegmentSize::Path
+        };
         self.parts.tasks.spawn(async move {
             tokio::select! {
                 () = shutdown.cancelled() => {}
-                handshake = accept::dial(local, keepalive, addr, dial_purpose) => {
+                handshake = accept::dial(local, keepalive, addr, dial_purpose, segments, claims) => {
                     handshake_results.send(handshake).await.ok();
                 }
             }
         });
+    }
+
+    /// Links to this address use small segments from now on.
+    fn add_narrow_path(&mut self, ip: IpAddr) {
+        let mut is_new = false;
+        self.narrow_paths
+            .send_modify(|paths| is_new = paths.insert(ip, clock::now()));
+        if is_new {
+            tracing::debug!(%ip, bytes = SMALL_SEGMENT_BYTES, "Links use small segments");
+        }
+    }
+
+    fn on_path_judged(&mut self, ip: IpAddr, verdict: PathVerdict) {
+        match verdict {
+            PathVerdict::Fine => {}
+            PathVerdict::Doubtful => self.add_narrow_path(ip),
+            PathVerdict::DropsLarge => {
+                self.add_narrow_path(ip);
+                tracing::warn!(
+                    %ip,
+                    segment_bytes = SMALL_SEGMENT_BYTES,
+                    minutes = NARROW_FOR.as_secs() / 60,
+                    "Path drops large packets without an answer, so links use small segments; set the interface's MTU \
+                     to the path's, or let ICMP pass"
+                );
+            }
+        }
     }
 
     // ── Connections ──────────────────────────────────────────────────────────────────────────────────────────
@@ -235,6 +278,14 @@ impl EndpointTask {
         result: Result<Box<AuthenticatedConn>, HandshakeError>,
     ) {
         let (now, jitter) = (clock::now(), random::jitter());
+        if let Err(HandshakeError::SmallSegmentsRequested | HandshakeError::TimedOut) = result {
+            // Without an answer the peer's hello may have been too large for the path.
+            self.add_narrow_path(addr.ip());
+        }
+        if let Err(HandshakeError::SmallSegmentsRequested) = result {
+            // The same dial goes on.
+            return self.spawn_dial(addr, dial_purpose);
+        }
         if let DialPurpose::Bulk(id) = dial_purpose
             && let Some(entry) = self.peers.get_mut(&id)
         {
@@ -247,6 +298,9 @@ impl EndpointTask {
                 self.on_control_connection(greeted);
             }
             (DialPurpose::Bulk(_), Ok(greeted)) => self.on_bulk_connection(greeted),
+            (DialPurpose::Link, Err(HandshakeError::AlreadyLinked(id))) => {
+                self.address_book.dial_reached_linked(addr, id, now);
+            }
             (DialPurpose::Link, Err(error)) => {
                 self.address_book.dial_failed(addr, now, jitter);
                 self.notify_handshake_error(addr, error);
@@ -284,7 +338,13 @@ impl EndpointTask {
             dialler: peer.dialler,
             instance: peer.hello.instance,
         };
+        let own_dial_stays = peer.dialler == DialedBy::Remote && us < id && self.dial_claims.is_claimed(id);
         let Some(entry) = self.peer_entry(id) else { return };
+        if own_dial_stays && entry.choice.current().is_none() {
+            // Both sides dial at once: taking this link first would only mean to replace it.
+            let reason = "the other side's dial is taken";
+            return self.refuse(peer, Refused::new(RefusalCode::Duplicate, reason));
+        }
         match entry.choice.decide(us, id, facts, now, lost_after) {
             LinkDecision::Accept => self.attach_control(id, peer),
             LinkDecision::Reject => {
@@ -306,6 +366,7 @@ impl EndpointTask {
             hello,
             grant,
             addr,
+            dial_claim,
             ..
         } = *peer;
         let Some(grant) = grant else { return };
@@ -321,7 +382,7 @@ impl EndpointTask {
             tags: hello.tags,
             software: hello.software,
             addr,
-            listen_addr: SocketAddr::new(addr.ip(), hello.port),
+            listen_addr: socket::with_port(addr, hello.port),
             instance: hello.instance,
         });
         let Some(entry) = self.peers.get_mut(&id) else {
@@ -341,6 +402,7 @@ impl EndpointTask {
             // The session's queue is full; the peer dials again.
             tracing::warn!(peer = %info.name, "Link dropped: too many at once");
             entry.choice.on_closed();
+            self.dial_claims.set_unlinked(id);
             return;
         }
         entry.link_number = number;
@@ -348,6 +410,8 @@ impl EndpointTask {
         entry.fleet_state = hello.fleet_state;
         entry.is_open = false;
         self.address_book.linked(id);
+        self.dial_claims.set_linked(id, hello.instance);
+        drop(dial_claim);
     }
 
     fn refuse_cloned_key(&mut self, id: PeerId, peer: Box<AuthenticatedConn>) {
@@ -436,7 +500,9 @@ impl EndpointTask {
                 link_number: number,
                 addr,
                 refused,
+                path,
             } => {
+                self.on_path_judged(addr.ip(), path);
                 if let Some(refused) = refused {
                     self.notify_refused_by_peer(addr, Some(id), refused);
                 }
@@ -455,10 +521,17 @@ impl EndpointTask {
         entry.is_open = true;
         if let Some(info) = &entry.info
             && should_link(self.parts.local.kind, info.kind)
-            && info.listen_addr.port() != 0
         {
-            self.address_book
-                .discovered(info.listen_addr, Source::Known, Hint::Id(id), clock::now());
+            let now = clock::now();
+            // An address that was dialled is proved; where the peer listens is what it says.
+            let is_dialled = entry
+                .choice
+                .current()
+                .is_some_and(|link| link.dialler == DialedBy::Local);
+            let addr = if is_dialled { info.addr } else { info.listen_addr };
+            if addr.port() != 0 {
+                self.address_book.link_opened(id, addr, now);
+            }
         }
         if let Some(membership) = membership {
             entry.send_fleet_state(&membership);
@@ -473,6 +546,7 @@ impl EndpointTask {
         match channel {
             Channel::Control if entry.link_number == number => {
                 entry.choice.on_closed();
+                self.dial_claims.set_unlinked(id);
                 if std::mem::take(&mut entry.is_open) {
                     self.address_book.unlinked(id, clock::now(), random::jitter());
                 } else {

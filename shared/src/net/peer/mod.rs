@@ -21,6 +21,7 @@ use tokio::sync::mpsc;
 use super::conn::Conn;
 use crate::proto::id::{Instance, NodeName, PeerId, PeerKind, PublicKey};
 use crate::proto::message::{Channel, Refused};
+use crate::proto::session::path_check::PathVerdict;
 use crate::proto::session::{ExpectedReply, Outgoing, RequestEnd};
 use crate::proto::trust::Role;
 use crate::proto::trust::gate::ActionClass;
@@ -380,13 +381,14 @@ pub(crate) enum LinkCommand {
 pub(crate) enum LinkEvent {
     /// Frames flow.
     Opened { id: PeerId, channel: Channel },
-    /// The link is closed; `refused` if the peer sent a reason.
+    /// The link is closed; `refused` if the peer sent a reason. `path` is what its end says of the path.
     Closed {
         id: PeerId,
         channel: Channel,
         link_number: u64,
         addr: SocketAddr,
         refused: Option<Refused>,
+        path: PathVerdict,
     },
     /// A frame for the endpoint itself.
     Frame { peer: Arc<PeerInfo>, frame: Box<Frame> },

@@ -25,6 +25,7 @@ use crate::proto::id::{Instance, PeerId};
 use crate::proto::message::{Arguments, Channel, RefusalCode, Refused};
 use crate::proto::outcome::Reply;
 use crate::proto::session::outbox::OutboxLimits;
+use crate::proto::session::path_check::PathVerdict;
 use crate::proto::session::{Event as SessionEvent, LinkFault, Outgoing, Session, Timing};
 use crate::proto::trust::Role;
 use crate::proto::trust::gate::{ActionClass, Permission, classify, permit};
@@ -503,14 +504,18 @@ impl PeerTask {
         // Frames from before the end still count.
         self.forward_events().await;
         if let Some(linked) = self.link.take() {
-            self.notify_link_closed(
-                &linked.info,
-                linked.link_number,
-                linked.announced,
-                reason,
-                refused,
-            )
-            .await;
+            let path = match &refused {
+                Some(_) => PathVerdict::Fine,
+                None => self.session.judge_path(linked.announced, clock::now()),
+            };
+            let ActiveLink {
+                info,
+                link_number,
+                announced,
+                ..
+            } = linked;
+            self.notify_link_closed(&info, link_number, announced, reason, (refused, path))
+                .await;
         }
     }
 
@@ -535,7 +540,8 @@ impl PeerTask {
                 tracing::debug!("Link not closed in time");
             }
         });
-        self.notify_link_closed(&info, link_number, announced, &refused.reason, None)
+        let end = (None, PathVerdict::Fine);
+        self.notify_link_closed(&info, link_number, announced, &refused.reason, end)
             .await;
     }
 
@@ -545,7 +551,7 @@ impl PeerTask {
         link_number: u64,
         announced: bool,
         reason: &str,
-        refused: Option<Refused>,
+        (refused, path): (Option<Refused>, PathVerdict),
     ) {
         tracing::debug!(peer = %info.name, channel = ?self.channel, reason, "Link closed");
         if announced {
@@ -561,6 +567,7 @@ impl PeerTask {
             link_number,
             addr,
             refused,
+            path,
         })
         .await;
     }

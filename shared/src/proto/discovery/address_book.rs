@@ -2,9 +2,17 @@
 //!
 //! A failed dial is repeated after a random time between zero and a bound that doubles from 0.2 s to 10 s
 //! (exponential backoff with full jitter). A new announcement of the peer resets the bound and causes a dial at once.
-//! An address is not dialled while its peer is linked.
+//!
+//! Hints add and proof removes: an announcement adds an address, or a peer to an address. Only what the peer itself has
+//! proved takes anything away: a dial that reached it, or its link. So a forged announcement costs a dial and hides
+//! nothing.
+//!
+//! | an address is not dialled while | except |
+//! |---|---|
+//! | the link of one of its peers is up at this address | |
+//! | all peers that are known to be there are linked | a configured address, which is then verified once a minute |
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -18,6 +26,16 @@ pub const BACKOFF_MAX: Duration = Duration::from_secs(10);
 pub const ADDRESSES_MAX: usize = 8_192;
 /// Most dials at the same time.
 pub const DIALS_MAX: usize = 64;
+/// Most peers that hints place at one address; the oldest hint is dropped.
+pub const HINTS_MAX: usize = 4;
+/// Time between the dials of two addresses of one peer: the first usually answers within it.
+pub const NEXT_ADDRESS_DELAY: Duration = Duration::from_millis(250);
+/// How often a configured address is dialled whose peer is linked at another address: another peer may have it now.
+pub const VERIFY_INTERVAL: Duration = Duration::from_secs(60);
+/// How long the former address of a peer is kept once the peer has linked at another one.
+pub const FORMER_FOR: Duration = Duration::from_secs(3_600);
+/// How long an address is kept whose announcement was withdrawn: a withdrawal is not authenticated.
+pub const WITHDRAWN_FOR: Duration = Duration::from_secs(300);
 
 /// Where an address was learned, which decides how long it is kept.
 ///
@@ -27,21 +45,20 @@ pub const DIALS_MAX: usize = 64;
 pub enum Source {
     /// Configuration: kept forever.
     Static,
-    /// A former link of the peer: kept for one hour.
+    /// The last link of the peer: kept until the peer links at another address, and then for [`FORMER_FOR`].
     Known,
     /// A notifier ping: kept for 15 s.
     Ping,
     /// Another peer's roster: kept for 5 min.
     Roster,
-    /// mDNS: kept until it is withdrawn.
+    /// mDNS: kept until it is withdrawn, and then for [`WITHDRAWN_FOR`].
     Mdns,
 }
 
 impl Source {
     fn lifetime(self) -> Option<Duration> {
         match self {
-            Self::Static | Self::Mdns => None,
-            Self::Known => Some(Duration::from_secs(3_600)),
+            Self::Static | Self::Known | Self::Mdns => None,
             Self::Ping => Some(Duration::from_secs(15)),
             Self::Roster => Some(Duration::from_secs(300)),
         }
@@ -61,31 +78,66 @@ pub enum Hint {
 
 impl Hint {
     fn matches(self, id: &PeerId) -> bool {
+        self.prefix().is_some_and(|prefix| id.0.starts_with(&prefix))
+            && !matches!(self, Self::Id(hint) if hint != *id)
+    }
+
+    fn prefix(self) -> Option<[u8; 8]> {
         match self {
-            Self::None => false,
-            Self::IdPrefix(prefix) => id.0.starts_with(&prefix),
-            Self::Id(hint) => hint == *id,
+            Self::None => None,
+            Self::IdPrefix(prefix) => Some(prefix),
+            Self::Id(id) => id.0.first_chunk().copied(),
         }
     }
 }
 
 #[derive(Debug)]
 struct Entry {
-    hint: Hint,
-    source: Source,
+    /// The peers that may be there, the newest last; never [`Hint::None`].
+    hints: Vec<Hint>,
     /// The most trusted of its sources so far.
     best_source: Source,
+    /// Whether mDNS announces it now.
+    announced: bool,
+    /// Whether it is the last address of a peer.
+    last_known: bool,
+    /// When sources with a lifetime no longer keep it.
+    expires: Instant,
     backoff: Duration,
     next_dial: Instant,
     dialling: bool,
-    expires: Option<Instant>,
+}
+
+impl Entry {
+    fn is_kept(&self, now: Instant) -> bool {
+        let is_configured = self.best_source == Source::Static;
+        self.dialling || is_configured || self.announced || self.last_known || now < self.expires
+    }
+
+    fn may_have(&self, id: &PeerId) -> bool {
+        self.hints.iter().any(|hint| hint.matches(id))
+    }
+
+    fn add_hint(&mut self, hint: Hint) {
+        let Some(prefix) = hint.prefix() else { return };
+        if let Hint::Id(id) = hint {
+            self.hints.retain(|old| !old.matches(&id));
+        } else if self.hints.iter().any(|old| old.prefix() == Some(prefix)) {
+            return;
+        }
+        if self.hints.len() >= HINTS_MAX {
+            self.hints.remove(0);
+        }
+        self.hints.push(hint);
+    }
 }
 
 /// All known addresses with their dial state; see the module.
 #[derive(Debug, Default)]
 pub struct AddressBook {
     entries: BTreeMap<SocketAddr, Entry>,
-    linked: BTreeSet<PeerId>,
+    /// Linked peers, and the address of their link once it is open.
+    linked: BTreeMap<PeerId, Option<SocketAddr>>,
     dialling: usize,
 }
 
@@ -101,26 +153,22 @@ impl AddressBook {
                 return;
             }
         }
-        let expires = source.lifetime().map(|lifetime| now + lifetime);
-        let fresh = Entry {
-            hint,
-            source,
+        let entry = self.entries.entry(addr).or_insert_with(|| Entry {
+            hints: Vec::new(),
             best_source: source,
+            announced: false,
+            last_known: false,
+            expires: now,
             backoff: BACKOFF_MIN,
             next_dial: now,
             dialling: false,
-            expires,
-        };
-        let entry = self.entries.entry(addr).or_insert(fresh);
-        match (hint, entry.hint) {
-            // The result of a dial is more reliable than an announcement.
-            (Hint::None, _) | (Hint::IdPrefix(_), Hint::Id(_)) => {}
-            (Hint::IdPrefix(_) | Hint::Id(_), _) => entry.hint = hint,
-        }
+        });
+        entry.add_hint(hint);
         entry.best_source = entry.best_source.min(source);
-        if entry.expires.is_some() {
-            entry.source = source;
-            entry.expires = expires.map(|expires| entry.expires.map_or(expires, |old| old.max(expires)));
+        entry.announced |= source == Source::Mdns;
+        entry.last_known |= source == Source::Known;
+        if let Some(lifetime) = source.lifetime() {
+            entry.expires = entry.expires.max(now + lifetime);
         }
         if !entry.dialling {
             entry.backoff = BACKOFF_MIN;
@@ -128,26 +176,18 @@ impl AddressBook {
         }
     }
 
-    /// Removes an address whose mDNS announcement was withdrawn, unless another source named it.
-    pub fn withdrawn(&mut self, addr: SocketAddr) {
-        if self
-            .entries
-            .get(&addr)
-            .is_some_and(|entry| entry.source == Source::Mdns)
+    /// Records that mDNS no longer announces an address: it is kept for [`WITHDRAWN_FOR`], and longer if another source
+    /// keeps it.
+    pub fn withdrawn(&mut self, addr: SocketAddr, now: Instant) {
+        if let Some(entry) = self.entries.get_mut(&addr)
+            && std::mem::take(&mut entry.announced)
         {
-            self.remove(addr);
-        }
-    }
-
-    fn remove(&mut self, addr: SocketAddr) {
-        if self.entries.remove(&addr).is_some_and(|entry| entry.dialling) {
-            self.dialling -= 1;
+            entry.expires = entry.expires.max(now + WITHDRAWN_FOR);
         }
     }
 
     fn remove_expired(&mut self, now: Instant) {
-        self.entries
-            .retain(|_, entry| entry.dialling || entry.expires.is_none_or(|expires| now < expires));
+        self.entries.retain(|_, entry| entry.is_kept(now));
     }
 
     /// Makes room for an address by removing one from a worse source; false if there is none.
@@ -161,22 +201,34 @@ impl AddressBook {
         worst.is_some_and(|addr| self.entries.remove(&addr).is_some())
     }
 
-    /// Records that a peer is linked: its addresses are not dialled.
+    /// Records that a peer has a connection that becomes a link: its addresses are not dialled.
     pub fn linked(&mut self, id: PeerId) {
-        self.linked.insert(id);
+        self.linked.insert(id, None);
+    }
+
+    /// Records that a linked peer's link is open at this address, which is kept from now on as the peer's last one. Its
+    /// former addresses are kept for [`FORMER_FOR`].
+    pub fn link_opened(&mut self, id: PeerId, addr: SocketAddr, now: Instant) {
+        self.discovered(addr, Source::Known, Hint::Id(id), now);
+        self.linked.insert(id, Some(addr));
+        for (of, entry) in &mut self.entries {
+            if *of == addr {
+                entry.hints = vec![Hint::Id(id)];
+            } else if entry.hints == [Hint::Id(id)] && std::mem::take(&mut entry.last_known) {
+                entry.expires = entry.expires.max(now + FORMER_FOR);
+            }
+        }
     }
 
     /// Records that a peer's link is closed: its addresses are dialled within the first bound, at a time chosen by
     /// `random`, so that the members of a fleet do not all dial in one instant.
     pub fn unlinked(&mut self, id: PeerId, now: Instant, random: u64) {
         self.linked.remove(&id);
-        for entry in self
-            .entries
-            .values_mut()
-            .filter(|entry| entry.hint.matches(&id) && !entry.dialling)
-        {
-            entry.backoff = BACKOFF_MIN;
-            entry.next_dial = now + jitter(BACKOFF_MIN, random);
+        for entry in self.entries.values_mut() {
+            if entry.may_have(&id) && !entry.dialling {
+                entry.backoff = BACKOFF_MIN;
+                entry.next_dial = now + jitter(BACKOFF_MIN, random);
+            }
         }
     }
 
@@ -186,11 +238,15 @@ impl AddressBook {
         self.linked.remove(&id);
     }
 
-    /// Removes the addresses of a peer that has left the fleet, except configured ones.
+    /// Removes the addresses of a peer that has left the fleet, except configured ones and those where other peers may
+    /// be.
     pub fn remove_peer(&mut self, id: PeerId) {
         self.linked.remove(&id);
-        self.entries
-            .retain(|_, entry| entry.dialling || entry.source == Source::Static || !entry.hint.matches(&id));
+        self.entries.retain(|_, entry| {
+            let had = entry.may_have(&id);
+            entry.hints.retain(|hint| !hint.matches(&id));
+            !had || entry.dialling || entry.best_source == Source::Static || !entry.hints.is_empty()
+        });
     }
 
     /// Makes all addresses due now, because the network has changed.
@@ -201,47 +257,78 @@ impl AddressBook {
         }
     }
 
-    fn can_dial(&self, entry: &Entry) -> bool {
-        let linked = match entry.hint {
-            Hint::None => false,
-            Hint::Id(id) => self.linked.contains(&id),
-            Hint::IdPrefix(prefix) => {
-                let mut lowest = PeerId([0; 32]);
-                lowest.0[..prefix.len()].copy_from_slice(&prefix);
-                let next = self.linked.range(lowest..).next();
-                next.is_some_and(|id| entry.hint.matches(id))
-            }
-        };
-        !entry.dialling && !linked
+    fn linked_at(&self, hint: Hint) -> Option<Option<SocketAddr>> {
+        let mut lowest = PeerId([0; 32]);
+        let prefix = hint.prefix()?;
+        lowest.0[..prefix.len()].copy_from_slice(&prefix);
+        let (id, addr) = self.linked.range(lowest..).find(|(id, _)| {
+            // Of a full id, others with the same prefix come in between.
+            hint.matches(id) || !id.0.starts_with(&prefix)
+        })?;
+        hint.matches(id).then_some(*addr)
     }
 
-    /// Returns the addresses to dial now. Report the end of each with [`Self::dial_succeeded`] or
-    /// [`Self::dial_failed`].
+    fn can_dial(&self, addr: SocketAddr, entry: &Entry) -> bool {
+        let is_used = || {
+            let mut links = entry.hints.iter().filter_map(|hint| self.linked_at(*hint));
+            links.any(|at| at.is_none_or(|at| at == addr))
+        };
+        let is_configured = entry.best_source == Source::Static;
+        let all_linked =
+            !entry.hints.is_empty() && entry.hints.iter().all(|hint| self.linked_at(*hint).is_some());
+        !entry.dialling && !is_used() && (is_configured || !all_linked)
+    }
+
+    /// Returns the addresses to dial now: of a peer one at a time, each further one [`NEXT_ADDRESS_DELAY`] later. Report
+    /// the end of each with [`Self::dial_succeeded`] or [`Self::dial_failed`].
     pub fn start_due_dials(&mut self, now: Instant) -> Vec<SocketAddr> {
         self.remove_expired(now);
         let mut due: Vec<(Source, Instant, SocketAddr)> = self
             .entries
             .iter()
-            .filter(|(_, entry)| entry.next_dial <= now && self.can_dial(entry))
+            .filter(|(addr, entry)| entry.next_dial <= now && self.can_dial(**addr, entry))
             .map(|(addr, entry)| (entry.best_source, entry.next_dial, *addr))
             .collect();
         due.sort_unstable();
-        due.truncate(DIALS_MAX.saturating_sub(self.dialling));
-        for (_, _, addr) in &due {
-            if let Some(entry) = self.entries.get_mut(addr) {
+        let mut delays: BTreeMap<[u8; 8], Duration> = BTreeMap::new();
+        let mut dials = Vec::new();
+        for (_, _, addr) in due {
+            let Some(entry) = self.entries.get_mut(&addr) else {
+                continue;
+            };
+            if let [hint] = entry.hints[..]
+                && let Some(prefix) = hint.prefix()
+            {
+                let next_delay = delays.entry(prefix).or_default();
+                let delay = std::mem::replace(next_delay, *next_delay + NEXT_ADDRESS_DELAY);
+                if delay > Duration::ZERO {
+                    entry.next_dial = now + delay;
+                    continue;
+                }
+            }
+            if self.dialling < DIALS_MAX {
                 entry.dialling = true;
                 self.dialling += 1;
+                dials.push(addr);
             }
         }
-        due.into_iter().map(|(_, _, addr)| addr).collect()
+        dials
     }
 
     /// Records that a dial reached this peer, whether or not the link stays. A further dial backs off.
     pub fn dial_succeeded(&mut self, addr: SocketAddr, id: PeerId, now: Instant, random: u64) {
         if let Some(entry) = self.entries.get_mut(&addr) {
-            entry.hint = Hint::Id(id);
+            entry.hints = vec![Hint::Id(id)];
         }
         self.dial_failed(addr, now, random);
+    }
+
+    /// Records that a dial reached a peer that was linked already, and ended there.
+    pub fn dial_reached_linked(&mut self, addr: SocketAddr, id: PeerId, now: Instant) {
+        self.dial_succeeded(addr, id, now, 0);
+        if let Some(entry) = self.entries.get_mut(&addr) {
+            entry.next_dial = now + VERIFY_INTERVAL;
+        }
     }
 
     /// Records that a dial failed.
@@ -262,9 +349,9 @@ impl AddressBook {
             return None;
         }
         self.entries
-            .values()
-            .filter(|entry| self.can_dial(entry))
-            .map(|entry| entry.next_dial)
+            .iter()
+            .filter(|(addr, entry)| self.can_dial(**addr, entry))
+            .map(|(_, entry)| entry.next_dial)
             .min()
     }
 }
@@ -318,7 +405,13 @@ mod tests {
         assert_eq!(book.start_due_dials(now), []);
         assert_eq!(book.poll_timeout(), None);
         book.unlinked(ID, now, 199_999);
-        assert_eq!(book.start_due_dials(now + BACKOFF_MIN).len(), 2);
+        assert_eq!(book.start_due_dials(now + BACKOFF_MIN), [addr(2)]);
+        let next = now + BACKOFF_MIN + NEXT_ADDRESS_DELAY;
+        assert_eq!(
+            book.start_due_dials(next),
+            [addr(1)],
+            "the first has not answered"
+        );
     }
 
     #[test]
@@ -366,6 +459,128 @@ mod tests {
         book.discovered(addr(1), Source::Ping, Hint::None, now);
         book.discovered(addr(2), Source::Static, Hint::None, now);
         assert_eq!(book.start_due_dials(now + Duration::from_secs(16)), [addr(2)]);
+    }
+
+    #[test]
+    fn address_of_a_link_is_dialled_after_any_gap() {
+        let (mut book, mut now) = (AddressBook::default(), clock::now());
+        book.discovered(addr(1), Source::Ping, Hint::Id(ID), now);
+        book.linked(ID);
+        book.link_opened(ID, addr(1), now);
+        for hours in [1, 100] {
+            now += Duration::from_secs(hours * 3_600 + 60);
+            assert_eq!(book.start_due_dials(now), []);
+        }
+        book.unlinked(ID, now, 0);
+        for _ in 0..3 {
+            assert_eq!(book.start_due_dials(now), [addr(1)]);
+            book.dial_failed(addr(1), now, 0);
+            now += Duration::from_secs(2 * 3_600);
+        }
+    }
+
+    #[test]
+    fn former_address_of_a_peer_is_dialled_for_an_hour() {
+        let (mut book, now) = (AddressBook::default(), clock::now());
+        for port in [1, 2] {
+            book.linked(ID);
+            book.link_opened(ID, addr(port), now);
+            book.unlinked(ID, now, 0);
+        }
+        let later = now + FORMER_FOR - Duration::from_secs(1);
+        book.start_due_dials(later);
+        let all = book.start_due_dials(later + NEXT_ADDRESS_DELAY);
+        assert_eq!(all.len(), 1, "one was dialled before");
+        for port in [1, 2] {
+            book.dial_failed(addr(port), later, 0);
+        }
+        assert_eq!(book.start_due_dials(now + FORMER_FOR), [addr(2)]);
+        assert_eq!(book.entries.len(), 1);
+    }
+
+    #[test]
+    fn withdrawn_announcement_hides_no_address_at_once() {
+        let (mut book, now) = (AddressBook::default(), clock::now());
+        book.discovered(addr(1), Source::Mdns, Hint::IdPrefix([9; 8]), now);
+        book.withdrawn(addr(1), now);
+        assert_eq!(book.start_due_dials(now), [addr(1)]);
+        book.dial_failed(addr(1), now, 0);
+        assert_eq!(book.start_due_dials(now + WITHDRAWN_FOR), []);
+        // Withdrawn in time, announced again.
+        book.discovered(addr(1), Source::Mdns, Hint::IdPrefix([9; 8]), now);
+        book.withdrawn(addr(1), now);
+        book.discovered(addr(1), Source::Mdns, Hint::IdPrefix([9; 8]), now);
+        assert_eq!(book.start_due_dials(now + WITHDRAWN_FOR), [addr(1)]);
+    }
+
+    #[test]
+    fn address_that_passed_to_another_peer_is_dialled() {
+        let (mut book, now) = (AddressBook::default(), clock::now());
+        book.linked(ID);
+        book.link_opened(ID, addr(1), now);
+        book.unlinked(ID, now, 0);
+        book.linked(ID);
+        book.link_opened(ID, addr(2), now);
+        assert_eq!(book.start_due_dials(now), []);
+        let other = PeerId([8; 32]);
+        book.discovered(addr(1), Source::Mdns, Hint::IdPrefix([8; 8]), now);
+        assert_eq!(book.start_due_dials(now), [addr(1)]);
+        book.dial_succeeded(addr(1), other, now, 0);
+        book.linked(other);
+        book.link_opened(other, addr(1), now);
+        book.unlinked(ID, now, 0);
+        assert_eq!(
+            book.start_due_dials(now),
+            [addr(2)],
+            "it is no address of the first peer now"
+        );
+    }
+
+    #[test]
+    fn false_hints_never_silence_a_configured_address() {
+        let (mut book, now) = (AddressBook::default(), clock::now());
+        let linked = PeerId([8; 32]);
+        book.linked(linked);
+        book.link_opened(linked, addr(2), now);
+        book.discovered(addr(1), Source::Static, Hint::None, now);
+        book.discovered(addr(1), Source::Roster, Hint::Id(linked), now);
+        assert_eq!(book.start_due_dials(now), [addr(1)]);
+        // Also if it was true, and the peer has moved since.
+        book.dial_reached_linked(addr(1), linked, now);
+        assert_eq!(book.start_due_dials(now), []);
+        assert_eq!(book.start_due_dials(now + VERIFY_INTERVAL), [addr(1)]);
+    }
+
+    #[test]
+    fn address_of_an_open_link_is_not_dialled() {
+        let (mut book, now) = (AddressBook::default(), clock::now());
+        book.discovered(addr(1), Source::Static, Hint::None, now);
+        book.linked(ID);
+        book.link_opened(ID, addr(1), now);
+        book.discovered(addr(1), Source::Roster, Hint::Id(PeerId([8; 32])), now);
+        assert_eq!(book.start_due_dials(now + VERIFY_INTERVAL), []);
+    }
+
+    #[test]
+    fn addresses_of_one_peer_are_dialled_one_after_the_other() {
+        let (mut book, now) = (AddressBook::default(), clock::now());
+        for port in 1..=8 {
+            book.discovered(addr(port), Source::Mdns, Hint::IdPrefix([9; 8]), now);
+        }
+        for step in 0..8 {
+            let at = now + NEXT_ADDRESS_DELAY * step;
+            assert_eq!(book.start_due_dials(at).len(), 1);
+            assert_eq!(book.start_due_dials(at), []);
+        }
+    }
+
+    #[test]
+    fn hints_of_one_address_are_bounded() {
+        let (mut book, now) = (AddressBook::default(), clock::now());
+        for byte in 1..=100 {
+            book.discovered(addr(1), Source::Roster, Hint::Id(PeerId([byte; 32])), now);
+        }
+        assert_eq!(book.entries[&addr(1)].hints.len(), HINTS_MAX);
     }
 
     #[test]

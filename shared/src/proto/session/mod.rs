@@ -16,6 +16,7 @@
 
 mod clock_map;
 pub mod outbox;
+pub mod path_check;
 pub mod pending;
 mod receive;
 pub mod simultaneous_open;
@@ -27,6 +28,7 @@ use std::time::Instant;
 
 use self::clock_map::ClockMap;
 use self::outbox::{Outbox, OutboxItem, OutboxLimits};
+use self::path_check::PathCheck;
 use self::pending::PendingRequests;
 pub use self::types::{Event, ExpectedReply, LinkFault, Outgoing, RequestEnd, SendError, Timing};
 use crate::proto::id::Instance;
@@ -69,6 +71,7 @@ pub struct Session<T> {
     last_sent: Instant,
     silent: bool,
     clock_map: ClockMap,
+    path_check: PathCheck,
     heartbeat: EncodedFrame,
     ack: EncodedFrame,
     events: Vec<Event<T>>,
@@ -106,6 +109,7 @@ impl<T> Session<T> {
             last_sent: now,
             silent: false,
             clock_map: ClockMap::new(now),
+            path_check: PathCheck::default(),
             heartbeat: empty(Kind::Heartbeat)?,
             ack: empty(Kind::Ack)?,
             events: Vec::new(),
@@ -161,6 +165,7 @@ impl<T> Session<T> {
         self.last_sent = now;
         self.silent = false;
         self.clock_map.reset();
+        self.path_check.on_attached();
     }
 
     /// Detaches the link. Queued messages stay for the next link.

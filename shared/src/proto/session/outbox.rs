@@ -231,6 +231,16 @@ impl Outbox {
         self.sent() - self.unacked.len() as u64
     }
 
+    /// When the oldest of the unacknowledged items was sent on this link.
+    pub fn oldest_unacknowledged(&self) -> Option<Instant> {
+        self.unacked.front().map(|sent| sent.sent_at)
+    }
+
+    /// Size of all unacknowledged items, in bytes of memory.
+    pub fn unacknowledged_bytes(&self) -> usize {
+        self.unacked_bytes
+    }
+
     /// Removes the items that the peer has read, up to `number`, and adjusts the window by their delay. Returns
     /// false, and changes nothing, if `number` was never sent.
     #[must_use]

@@ -50,10 +50,12 @@ impl<T> Session<T> {
         self.forgotten_instances.retain(|run| Some(*run) != self.peer);
         self.clock_map.observe(&frame.header, now);
         if let Some(ack) = frame.header.ack {
-            let sent = self.outbox.sent();
+            let (sent, before) = (self.outbox.sent(), self.outbox.unacknowledged_bytes());
             if !self.outbox.on_acknowledged(ack, now) {
                 return Err(LinkFault::AckAhead { ack, sent });
             }
+            let arrived = before - self.outbox.unacknowledged_bytes();
+            self.path_check.on_acknowledged(ack, arrived);
         }
         if let Some(seq) = frame.header.seq {
             if seq <= self.received {

@@ -44,6 +44,7 @@ impl<T> Session<T> {
             for item in self.outbox.expire(now) {
                 self.resolve_item(&item, RequestEnd::Expired);
             }
+            let arrived_after = self.arrival_proof_time();
             // An acknowledgement always carries our clock.
             let trailer = |received| Trailer {
                 ack: Some(received),
@@ -71,6 +72,11 @@ impl<T> Session<T> {
                         ..ack.unwrap_or_default()
                     },
                 );
+                if seq.is_none() {
+                    let (bytes, next) = (item.frame.memory_bytes(), self.outbox.sent() + 1);
+                    self.path_check
+                        .on_sent_unnumbered(bytes, next, arrived_after, now);
+                }
                 if ack.is_some() {
                     self.clear_pending_ack(now);
                 }
