@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Weak;
 use std::time::{Duration, Instant};
 
 use swarm_shared::net::clock;
 use swarm_shared::proto::id::NodeName;
 use swarm_shared::proto::selector::Selector;
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 
 use super::context::SharedContext;
 use super::delivery::{cancel, durable_command, history_writer, query, retry};
@@ -35,7 +35,7 @@ const ALL_STOPPED: &str = "too many stops are in force to remember each: all dro
 /// How a request fails while the station shuts down.
 const SHUTTING_DOWN: &str = "the station is shutting down; ask again";
 
-/// Takes requests, each in its caller's task, and waits for nothing. Clones share the engine.
+/// Starts requests, each in its caller's task, and waits for nothing. The engine owns it and drops it at shutdown.
 #[derive(Clone)]
 pub(super) struct Dispatcher {
     pub(super) shared: SharedContext,
@@ -45,7 +45,6 @@ pub(super) struct Dispatcher {
     pub(super) node_requests: mpsc::Sender<NodesCall>,
     pub(super) broadcast: RequestBroadcast,
     pub(super) state_dir: PathBuf,
-    pub(super) shutdown: CancellationToken,
     pub(super) bridges_devices: bool,
 }
 
@@ -55,10 +54,22 @@ impl fmt::Debug for Dispatcher {
     }
 }
 
-impl Backend for Dispatcher {
+/// Takes requests as long as the engine runs. A [`Fleet`](swarm_shared::client::Fleet) may outlive the engine, and must not
+/// keep its store open.
+#[derive(Debug)]
+pub(super) struct EngineBackend(pub(super) Weak<Dispatcher>);
+
+impl Backend for EngineBackend {
     fn send(&self, request: Request, user: String) -> BackendFuture<'_> {
         let (events, stream) = EventStream::channel();
-        self.on_request(request, user, events);
+        if let Some(dispatcher) = self.0.upgrade() {
+            dispatcher.on_request(request, user, events);
+        } else {
+            // The first event: there is room.
+            events
+                .try_send(Event::failed(Failure::ShutDown, SHUTTING_DOWN))
+                .ok();
+        }
         Box::pin(std::future::ready(stream))
     }
 }
@@ -75,13 +86,6 @@ struct RequestContext {
 
 impl Dispatcher {
     fn on_request(&self, request: Request, user: String, caller: mpsc::Sender<Event>) {
-        if self.shutdown.is_cancelled() {
-            // The first event: there is room.
-            caller
-                .try_send(Event::failed(Failure::ShutDown, SHUTTING_DOWN))
-                .ok();
-            return;
-        }
         let mut context = RequestContext {
             request,
             caller,

@@ -26,7 +26,7 @@ use super::context::SharedContext;
 use super::delivery::handle::{self, DeliveryCommand};
 use super::delivery::history_writer;
 use super::delivery::task::DeliveryTask;
-use super::dispatch::Dispatcher;
+use super::dispatch::{Dispatcher, EngineBackend};
 use super::files::fetch::ChunkRoutes;
 use super::files::memory_budget::MemoryBudget;
 use super::files::send::CONCURRENT_TRANSFERS_MAX;
@@ -102,6 +102,7 @@ pub enum EngineError {
 #[derive(Debug)]
 pub struct Engine {
     fleet: Fleet,
+    dispatcher: Arc<Dispatcher>,
     store: Store,
     endpoint: Endpoint,
     services: ServicePublisher,
@@ -210,16 +211,16 @@ impl Engine {
             started: clock::now(),
         };
         let broadcast = RequestBroadcast::default();
-        let fleet = Fleet::new(Dispatcher {
+        let dispatcher = Arc::new(Dispatcher {
             shared: shared.clone(),
             registry: registry.clone(),
             membership_requests,
             node_requests,
             broadcast: broadcast.clone(),
             state_dir,
-            shutdown: shutdown.clone(),
             bridges_devices,
         });
+        let fleet = Fleet::new(EngineBackend(Arc::downgrade(&dispatcher)));
         let latches = devices.latches().persisted().clone();
         tasks.spawn(latches.persist_changes(store.clone(), shutdown.clone()));
         let unconfirmed = unconfirmed.persisted().clone();
@@ -254,6 +255,7 @@ impl Engine {
         tracing::info!(addr = %endpoint.listen_addr(), "Listening");
         Ok(Self {
             fleet,
+            dispatcher,
             store,
             endpoint,
             services: presence.services(),
@@ -303,6 +305,7 @@ impl Engine {
     /// Takes leave of all peers and ends, each part within [`endpoint::SHUTDOWN_TIMEOUT`].
     pub async fn shut_down(mut self) {
         self.shutdown.cancel();
+        drop(self.dispatcher);
         self.tasks.close();
         if let Some(presence) = self.presence.take() {
             presence.shutdown().await;
@@ -328,5 +331,45 @@ async fn dial_members(registry: &SharedNodeRegistry, endpoint: &Endpoint) {
         endpoint
             .address_discovered(address, Source::Known, Hint::Id(id))
             .await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use swarm_shared::api::{Event, Failure, FleetRequest};
+
+    #[tokio::test]
+    async fn shutdown_closes_the_store_although_a_fleet_remains() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut config = Config::load(None, dir.path()).expect("the defaults");
+        config.listen = ([127, 0, 0, 1], 0).into();
+        (config.pings, config.mdns) = (false, false);
+        let settings = Settings {
+            config,
+            state_dir: dir.path().to_owned(),
+            mode: Mode::OneShot,
+            bridges_devices: false,
+        };
+        let engine = Engine::start(settings).await.expect("started");
+        let fleet = engine.fleet();
+        let mut answer = fleet.perform(FleetRequest::Init).await;
+        assert!(matches!(answer.recv().await, Some(Event::Membership(_))));
+        engine.shut_down().await;
+        assert!(
+            !dir.path().join("station.db-wal").exists(),
+            "a closed store has no log"
+        );
+        let last = fleet.perform(FleetRequest::Members).await.recv().await;
+        assert!(
+            matches!(
+                last,
+                Some(Event::Failed {
+                    failure: Failure::ShutDown,
+                    ..
+                })
+            ),
+            "{last:?}"
+        );
     }
 }
