@@ -59,7 +59,7 @@ fn invalid_join_codes_are_refused() {
     );
     let why = join_result(&node, &forged.to_string()).expect_err("wrong");
     assert!(why.contains("code"), "{why}");
-    wait_station_log(&station, "refused to take in");
+    wait_station_log(&station, "Join refused");
 
     let short = Invite {
         valid_for: "200ms",

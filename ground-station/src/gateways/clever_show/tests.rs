@@ -441,6 +441,6 @@ async fn rejected_connections_are_audited_at_once() {
     outcomes.sort_unstable();
     assert_eq!(
         outcomes,
-        ["done", "not done: its id is no text of 1 to 253 bytes"]
+        ["done", "not done: its id is not a text of 1 to 253 bytes"]
     );
 }

@@ -118,11 +118,11 @@ fn drone_stop_covers_new_drones_and_survives_restart() {
 
     show.station.signal_and_wait(Signal::TERM);
     show.wait(first, "its connection ends", |told| told["event"] == "lost");
+    let before = show.action_count(first, "emergency_land");
     show.station.serve();
-    let told = show.action_count(first, "emergency_land");
     show.station.wait_state("clever-1", "online");
-    wait_until(TEST_TIMEOUT, "it is told again", || {
-        show.action_count(first, "emergency_land") > told
+    wait_until(TEST_TIMEOUT, "it receives the stop again", || {
+        show.action_count(first, "emergency_land") > before
     });
     let refused = show.run_one(&["call", "clever-1", "led_test"], 1);
     assert!(
