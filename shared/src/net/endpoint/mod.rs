@@ -6,6 +6,7 @@
 
 mod accept;
 mod fleet;
+mod narrow_paths;
 pub mod notice_throttle;
 mod peer_entry;
 mod sessions;

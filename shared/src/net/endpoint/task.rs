@@ -2,7 +2,7 @@
 //! [`super::sessions`] starts the sessions of a peer, [`super::fleet`] sends rosters and fleet states.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,13 +17,12 @@ use super::{EndpointCommand, JoinRequest, Notice};
 use crate::net::dial_claims::DialClaims;
 use crate::net::handshake::{AuthenticatedConn, HandshakeError, LocalPeer};
 use crate::net::peer::{Attachment, LinkCommand, LinkEvent, PeerEvent, PeerInfo, PeerLink, StopReceived};
-use crate::net::socket::{self, KeepaliveConfig, SMALL_SEGMENT_BYTES, SegmentSize};
+use crate::net::socket::{self, KeepaliveConfig};
 use crate::net::{clock, random};
 use crate::proto::discovery::address_book::AddressBook;
-use crate::proto::discovery::narrow_paths::{NARROW_FOR, NarrowPaths};
+use crate::proto::discovery::narrow_paths::NarrowPaths;
 use crate::proto::id::{PeerId, PeerKind};
 use crate::proto::message::{Channel, RefusalCode, Refused, Roster};
-use crate::proto::session::path_check::PathVerdict;
 use crate::proto::session::simultaneous_open::{DialedBy, LinkDecision, LinkOrigin};
 use crate::proto::session::{Outgoing, Timing};
 use crate::proto::trust::Membership;
@@ -59,7 +58,7 @@ pub(super) struct EndpointTask {
     pub(super) peers: BTreeMap<PeerId, PeerEntry>,
     pub(super) address_book: AddressBook,
     /// Read by handshakes of accepted connections, too.
-    narrow_paths: watch::Sender<NarrowPaths>,
+    pub(super) narrow_paths: watch::Sender<NarrowPaths>,
     pub(super) dial_claims: DialClaims,
     last_link_number: u64,
     pub(super) link_events: mpsc::Sender<LinkEvent>,
@@ -206,11 +205,7 @@ impl EndpointTask {
         let (local, keepalive) = (self.parts.local.clone(), self.parts.keepalive);
         let (handshake_results, shutdown) = (self.handshake_results.clone(), self.parts.shutdown.clone());
         let claims = self.dial_claims.clone();
-        let segments = if self.narrow_paths.borrow().contains(addr.ip(), clock::now()) {
-            SegmentSize::Small
-        } else {
-            SegmentSize::Path
-        };
+        let segments = self.segments_to(addr.ip());
         self.parts.tasks.spawn(async move {
             tokio::select! {
                 () = shutdown.cancelled() => {}
@@ -219,33 +214,6 @@ impl EndpointTask {
                 }
             }
         });
-    }
-
-    /// Links to this address use small segments from now on.
-    fn add_narrow_path(&mut self, ip: IpAddr) {
-        let mut is_new = false;
-        self.narrow_paths
-            .send_modify(|paths| is_new = paths.insert(ip, clock::now()));
-        if is_new {
-            tracing::debug!(%ip, bytes = SMALL_SEGMENT_BYTES, "Links use small segments");
-        }
-    }
-
-    fn on_path_judged(&mut self, ip: IpAddr, verdict: PathVerdict) {
-        match verdict {
-            PathVerdict::Fine => {}
-            PathVerdict::Doubtful => self.add_narrow_path(ip),
-            PathVerdict::DropsLarge => {
-                self.add_narrow_path(ip);
-                tracing::warn!(
-                    %ip,
-                    segment_bytes = SMALL_SEGMENT_BYTES,
-                    minutes = NARROW_FOR.as_secs() / 60,
-                    "Path drops large packets without an answer, so links use small segments; set the interface's MTU \
-                     to the path's, or let ICMP pass"
-                );
-            }
-        }
     }
 
     // ── Connections ──────────────────────────────────────────────────────────────────────────────────────────
