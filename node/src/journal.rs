@@ -1,4 +1,4 @@
-//! The node's journal: one thread owns the file, a cloneable handle sends it records.
+//! The node's journal and latch file: one thread owns both, a cloneable handle sends it records.
 //!
 //! Appends that wait together are written together and flushed once. While the disk refuses, the thread retries by
 //! itself every [`RETRY_INTERVAL`]. It ends when the last handle is dropped and every append has its result;
@@ -9,9 +9,12 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use swarm_shared::net::journal::{Disk, JournalFault, JournalFile, JournalStats, Recovery, StdDisk};
+use swarm_shared::net::journal::{
+    Disk, JournalFault, JournalFile, JournalStats, LatchContent, LatchFile, Recovery, StdDisk,
+};
 use swarm_shared::proto::delivery::dedup::DedupTable;
 use swarm_shared::proto::delivery::record::Record;
+use swarm_shared::proto::stop::StopMemory;
 use tokio::runtime::Builder;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -30,9 +33,23 @@ pub struct Health {
     pub stats: JournalStats,
 }
 
+/// What a journal and its latch file held at the start.
+#[derive(Clone, Debug)]
+pub struct Opened {
+    /// The state that the journal's records yield.
+    pub dedup: DedupTable,
+    /// What reading the journal found.
+    pub recovery: Recovery,
+    /// The content of the latch file.
+    pub latch: LatchContent,
+}
+
 struct Append {
     records: Vec<Record>,
-    result: oneshot::Sender<Result<(), JournalFault>>,
+    /// New content of the latch file. Then the result is that of the latch file.
+    stops: Option<StopMemory>,
+    /// `None` once it has been given.
+    result: Option<oneshot::Sender<Result<(), JournalFault>>>,
 }
 
 /// A handle of the journal; clones share it.
@@ -51,22 +68,32 @@ pub struct PendingAppends<T> {
 }
 
 impl Journal {
-    /// Opens the journal in a directory. Blocks on the disk. A journal that cannot be written is returned as well and
-    /// refuses every append with the reason.
+    /// Opens the journal and the latch file in a directory. Blocks on the disk. A journal that cannot be written is
+    /// returned as well and refuses every append with the reason.
     ///
     /// # Errors
     /// The thread cannot be started.
-    pub fn open(dir: &Path) -> io::Result<(Self, DedupTable, Recovery)> {
+    pub fn open(dir: &Path) -> io::Result<(Self, Opened)> {
         let (file, recovery) = JournalFile::open(StdDisk::new(dir));
-        let (journal, dedup) = Self::start(file, &recovery)?;
-        Ok((journal, dedup, recovery))
+        let (latch_file, latch) = LatchFile::open(dir);
+        let (journal, dedup) = Self::start(file, Some(latch_file), &recovery)?;
+        let opened = Opened {
+            dedup,
+            recovery,
+            latch,
+        };
+        Ok((journal, opened))
     }
 
-    /// Starts the thread of a journal that is open.
+    /// Starts the thread of a journal that is open. Without a latch file, stops are in the journal only.
     ///
     /// # Errors
     /// The thread cannot be started.
-    pub fn start<D>(file: JournalFile<D>, recovery: &Recovery) -> io::Result<(Self, DedupTable)>
+    pub fn start<D>(
+        file: JournalFile<D>,
+        latch: Option<LatchFile>,
+        recovery: &Recovery,
+    ) -> io::Result<(Self, DedupTable)>
     where
         D: Disk + Send + 'static,
         D::File: Send,
@@ -81,7 +108,7 @@ impl Journal {
         let runtime = Builder::new_current_thread().enable_time().build()?;
         std::thread::Builder::new()
             .name("journal".to_owned())
-            .spawn(move || run_thread(file, queue, &publisher, &runtime))?;
+            .spawn(move || run_thread(file, latch, queue, &publisher, &runtime))?;
         Ok((Self { appends, health }, dedup))
     }
 
@@ -115,11 +142,30 @@ impl<T> PendingAppends<T> {
     /// # Errors
     /// `what` with [`JournalFault::Busy`] if too many are open, or [`JournalFault::Closed`].
     pub fn push(&mut self, records: Vec<Record>, what: T) -> Result<(), (T, JournalFault)> {
+        self.push_with_stops(records, None, what)
+    }
+
+    /// [`Self::push`] with new content of the latch file, which decides the result: the records are written if the
+    /// journal accepts them.
+    ///
+    /// # Errors
+    /// As of [`Self::push`].
+    pub fn push_with_stops(
+        &mut self,
+        records: Vec<Record>,
+        stops: Option<StopMemory>,
+        what: T,
+    ) -> Result<(), (T, JournalFault)> {
         if self.queue.len() >= self.max {
             return Err((what, JournalFault::Busy));
         }
         let (result, receipt) = oneshot::channel();
-        match self.journal.appends.try_send(Append { records, result }) {
+        let append = Append {
+            records,
+            stops,
+            result: Some(result),
+        };
+        match self.journal.appends.try_send(append) {
             Ok(()) => {
                 self.queue.push_back((what, receipt));
                 Ok(())
@@ -144,6 +190,7 @@ impl<T> PendingAppends<T> {
 
 fn run_thread<D: Disk>(
     mut file: JournalFile<D>,
+    mut latch: Option<LatchFile>,
     mut queue: mpsc::Receiver<Append>,
     publisher: &watch::Sender<Health>,
     runtime: &tokio::runtime::Runtime,
@@ -159,11 +206,30 @@ fn run_thread<D: Disk>(
         };
         match received {
             Some(0) => return,
-            Some(_) => commit(&mut file, &mut batch, publisher),
+            Some(_) => {
+                if let Some(latch) = &mut latch {
+                    store_stops(latch, &mut batch);
+                }
+                commit(&mut file, &mut batch, publisher);
+            }
             None => {
                 let recovered = file.recover();
                 publish_health(publisher, &file, recovered.err());
             }
+        }
+    }
+}
+
+/// Writes the newest of the waiting stops to the latch file, and gives each its result before the journal is written.
+fn store_stops(latch: &mut LatchFile, batch: &mut [Append]) {
+    let Some(newest) = batch.iter().rev().find_map(|append| append.stops.as_ref()) else {
+        return;
+    };
+    let written = latch.write(newest);
+    for append in batch.iter_mut().filter(|append| append.stops.is_some()) {
+        if let Some(result) = append.result.take() {
+            // The receiver may have been dropped; the stop is durable all the same.
+            result.send(written.clone()).ok();
         }
     }
 }
@@ -180,7 +246,7 @@ fn commit<D: Disk>(file: &mut JournalFile<D>, batch: &mut Vec<Append>, publisher
         .collect();
     let written = file.append(&records);
     publish_health(publisher, file, written.clone().err());
-    for result in results {
+    for result in results.into_iter().flatten() {
         // The receiver may have been dropped; the records are durable all the same.
         result.send(written.clone()).ok();
     }
@@ -223,7 +289,7 @@ mod tests {
 
     fn start(disk: &MemoryDisk) -> (Journal, DedupTable) {
         let (file, recovery) = JournalFile::open(disk.clone());
-        Journal::start(file, &recovery).expect("a thread")
+        Journal::start(file, None, &recovery).expect("a thread")
     }
 
     fn latch(dedup: &DedupTable) -> Option<u64> {
@@ -239,12 +305,12 @@ mod tests {
     #[tokio::test]
     async fn appended_records_survive_a_restart() {
         let dir = tempfile::tempdir().expect("a directory");
-        let (journal, dedup, _) = Journal::open(dir.path()).expect("a thread");
-        assert_eq!(dedup, DedupTable::default());
+        let (journal, opened) = Journal::open(dir.path()).expect("a thread");
+        assert_eq!(opened.dedup, DedupTable::default());
         append(&journal, 7).await.expect("room");
         journal.close().await;
-        let (_, dedup, recovery) = Journal::open(dir.path()).expect("a thread");
-        assert_eq!((latch(&dedup), recovery.records), (Some(7), 1));
+        let (_, opened) = Journal::open(dir.path()).expect("a thread");
+        assert_eq!((latch(&opened.dedup), opened.recovery.records), (Some(7), 1));
     }
 
     #[tokio::test]
@@ -267,7 +333,7 @@ mod tests {
             .enable_time()
             .build()
             .expect("a timer");
-        std::thread::spawn(move || run_thread(file, queue, &publisher, &runtime));
+        std::thread::spawn(move || run_thread(file, None, queue, &publisher, &runtime));
         for number in 1..=100 {
             assert_eq!(pending.next().await, (number, Ok(())));
         }
@@ -297,9 +363,9 @@ mod tests {
     #[tokio::test]
     async fn appends_fail_without_a_journal_directory() {
         let dir = tempfile::tempdir().expect("a directory");
-        let (journal, _, recovery) = Journal::open(&dir.path().join("none")).expect("a thread");
+        let (journal, opened) = Journal::open(&dir.path().join("none")).expect("a thread");
         let fault = append(&journal, 1).await.expect_err("no directory");
-        assert_eq!(Some(&fault), recovery.fault.as_ref());
+        assert_eq!(Some(&fault), opened.recovery.fault.as_ref());
         assert_eq!(journal.health().borrow().fault, Some(fault));
     }
 }

@@ -36,7 +36,7 @@ use std::time::{Duration, Instant};
 use swarm_shared::net::clock;
 use swarm_shared::net::peer::PeerLink;
 use swarm_shared::proto::id::PeerId;
-use swarm_shared::proto::stop::StopId;
+use swarm_shared::proto::stop::StopState;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -195,8 +195,8 @@ pub struct Setup {
     pub config: config::LostLink,
     /// The commanding stations.
     pub stations: CommandingStations,
-    /// The emergency stop in force.
-    pub latch: watch::Receiver<Option<StopId>>,
+    /// Whether an emergency stop is in force. A hold changes nothing: the device may be flying.
+    pub stop_state: watch::Receiver<StopState>,
     /// Stores the state for the next process.
     pub store: FleetStore,
     /// The id of this boot; empty if the system gives none.
@@ -222,7 +222,7 @@ async fn monitor(setup: Setup, past: Option<LossState>, facts: watch::Sender<Opt
     let Setup {
         config,
         stations,
-        mut latch,
+        mut stop_state,
         status,
         shutdown,
         ..
@@ -253,7 +253,7 @@ async fn monitor(setup: Setup, past: Option<LossState>, facts: watch::Sender<Opt
             status.update(|facts| facts.lost_link = Some(format!("heard again; lost {losses} times")));
         }
         let now = clock::now();
-        let suppressed = latch.borrow_and_update().is_some() && !config.while_stopped;
+        let suppressed = *stop_state.borrow_and_update() == StopState::Stopped && !config.while_stopped;
         let due = lost_link.handle_timeout(now, suppressed);
         losses += u32::from(matches!(due, TimeoutAction::Deferred | TimeoutAction::Run));
         match due {
@@ -266,7 +266,7 @@ async fn monitor(setup: Setup, past: Option<LossState>, facts: watch::Sender<Opt
             TimeoutAction::Run | TimeoutAction::RunDeferred => {
                 tracing::error!(after = ?config.after, losses, "LINK LOST: no station was heard; running the lost_link command");
                 update_status(&status, losses, None);
-                let ended = run_command(&config, &mut latch, &shutdown).await;
+                let ended = run_command(&config, &mut stop_state, &shutdown).await;
                 match &ended {
                     Ok(()) => tracing::warn!("Lost-link command succeeded"),
                     Err(why) => tracing::error!(why, "Lost-link command FAILED"),
@@ -315,7 +315,7 @@ fn publish_state(facts: &watch::Sender<Option<LossState>>, lost_link: &LostLinkD
 /// Runs the command. A stop during it kills it, unless it may run while stopped.
 async fn run_command(
     config: &config::LostLink,
-    latch: &mut watch::Receiver<Option<StopId>>,
+    stop_state: &mut watch::Receiver<StopState>,
     shutdown: &CancellationToken,
 ) -> Result<(), String> {
     let kill = shutdown.child_token();
@@ -323,7 +323,8 @@ async fn run_command(
     tokio::pin!(command);
     let stopped = async {
         // The stop's own task ends only at shutdown.
-        if config.while_stopped || latch.wait_for(Option::is_some).await.is_err() {
+        let stopped = stop_state.wait_for(|state| *state == StopState::Stopped);
+        if config.while_stopped || stopped.await.is_err() {
             std::future::pending::<()>().await;
         }
     };

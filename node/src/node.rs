@@ -19,11 +19,12 @@ use tokio_util::task::TaskTracker;
 
 use crate::actions::{Actions, Setup, host_name};
 use crate::config::Config;
-use crate::journal::Journal;
+use crate::journal::{Journal, Opened};
 use crate::logging::LogRing;
 use crate::plugins::{self, Plugins};
 use crate::state::StateDir;
 use crate::status::{self, JOIN_REQUESTS_MAX, JoinRequest, Status};
+use crate::stop::Restored;
 use crate::telemetry::Telemetry;
 use crate::transfers::Transfers;
 
@@ -60,6 +61,8 @@ pub struct Node {
     pub journal: Journal,
     /// What the journal held at the start.
     pub dedup: DedupTable,
+    /// What the disk held of emergency stops at the start.
+    pub restored_stop: Restored,
     /// The name; the receiver is notified of changes.
     pub name: watch::Receiver<NodeName>,
     /// The actions that commands can call.
@@ -98,9 +101,10 @@ impl Node {
                 "NOTHING CAN BE REMEMBERED: the state directory cannot be written to"
             );
         }
-        let (journal, dedup) = open_journal(&state)?;
+        let (journal, opened) = open_journal(&state)?;
         let key = load_key(&state)?;
         let id = key.public().id();
+        let restored_stop = Restored::new(&opened, id);
         let fixed = config.name.clone().filter(|_| settings.name_fixed_by.is_some());
         let name = fixed
             .or_else(|| state.name())
@@ -130,6 +134,12 @@ impl Node {
                 config: settings.config_path.display().to_string(),
                 state_dir: state.path().display().to_string(),
                 state_problem: state.problem().map(str::to_owned),
+                journal_damage: opened.recovery.damage.as_ref().map(|damage| {
+                    format!(
+                        "{} bytes could not be read at the start ({damage}): commands that they held are forgotten",
+                        opened.recovery.dropped_bytes
+                    )
+                }),
                 ..status::StatusView::default()
             },
             log.clone(),
@@ -156,7 +166,8 @@ impl Node {
             config,
             state,
             journal,
-            dedup,
+            dedup: opened.dedup,
+            restored_stop,
             name,
             actions,
             transfers,
@@ -269,8 +280,8 @@ fn load_key(state: &StateDir) -> anyhow::Result<SigningKey> {
 }
 
 /// The journal and its content. A journal that cannot be written refuses commands that act; the node starts all the same.
-fn open_journal(state: &StateDir) -> anyhow::Result<(Journal, DedupTable)> {
-    let (journal, dedup, recovery) =
+fn open_journal(state: &StateDir) -> anyhow::Result<(Journal, Opened)> {
+    let (journal, opened) =
         Journal::open(state.path()).context("no thread can be started for the journal")?;
     let Recovery {
         records,
@@ -278,13 +289,18 @@ fn open_journal(state: &StateDir) -> anyhow::Result<(Journal, DedupTable)> {
         damage,
         damage_save_error: not_kept,
         fault,
-    } = recovery;
+    } = &opened.recovery;
     tracing::debug!(records, "Journal read");
     if let Some(damage) = damage {
-        tracing::warn!(damage, dropped_bytes, not_kept, "Journal's end cannot be read");
+        tracing::warn!(
+            damage,
+            dropped_bytes,
+            not_kept = not_kept.as_deref(),
+            "Journal's end cannot be read"
+        );
     }
     if let Some(fault) = fault {
         tracing::warn!(%fault, "WHAT ACTS IS REFUSED: the journal cannot be written");
     }
-    Ok((journal, dedup))
+    Ok((journal, opened))
 }

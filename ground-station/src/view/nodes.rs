@@ -116,9 +116,12 @@ impl NodeTable {
                 parts.push(style.paint(&format!("{count} {}", state.as_str()), state_paint(state)));
             }
         }
-        let stopped = self.0.values().filter(|view| view.stopped.is_some()).count();
-        if stopped > 0 {
-            parts.push(style.paint(&format!("{stopped} stopped"), Paint::Bad));
+        for (held, word) in [(false, "stopped"), (true, "HELD")] {
+            let stops = self.0.values().filter_map(|view| view.stopped.as_ref());
+            let count = stops.filter(|stop| stop.held == held).count();
+            if count > 0 {
+                parts.push(style.paint(&format!("{count} {word}"), Paint::Bad));
+            }
         }
         let unconfirmed = self.0.values().filter(|view| is_unconfirmed(view)).count();
         if unconfirmed > 0 {
@@ -197,9 +200,11 @@ fn is_unconfirmed(view: &NodeView) -> bool {
     view.stopped.is_none() && view.stop_unconfirmed.is_some()
 }
 
-/// `online`, `online, STOPPED` while an emergency stop is in force there, or `online, STOP?` if it has not confirmed one.
+/// `online`, `online, STOPPED` while an emergency stop is in force there, `online, HELD` while the node does not know, or
+/// `online, STOP?` if it has not confirmed one.
 fn state_text(view: &NodeView) -> String {
     let stopped = match (&view.stopped, view.stop_unconfirmed) {
+        (Some(stop), _) if stop.held => ", HELD",
         (Some(_), _) => ", STOPPED",
         (None, Some(_)) => ", STOP?",
         (None, None) => "",

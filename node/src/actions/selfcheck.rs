@@ -22,6 +22,11 @@ const CLOCK_MIN_MS: u64 = 1_735_689_600_000;
 /// In degrees Celsius: a Raspberry Pi throttles at 80.
 const TEMPERATURE_MAX: f64 = 80.0;
 
+/// Check of the file that holds the emergency stop.
+const STOP_RECORD: &str = "stop record";
+/// Check of the file that holds the commands.
+const JOURNAL: &str = "journal";
+
 #[derive(Debug, Serialize)]
 struct Check {
     check: String,
@@ -75,7 +80,17 @@ impl Inner {
             });
         }
         let facts = self.setup.status.view();
-        checks.push(check_emergency_stop(facts.stopped));
+        checks.push(check_emergency_stop(facts.stopped, facts.held));
+        checks.push(check_record(
+            STOP_RECORD,
+            "two sound copies",
+            facts.stop_record_problem,
+        ));
+        checks.push(check_record(
+            JOURNAL,
+            "was sound at the start",
+            facts.journal_damage,
+        ));
         checks.extend(facts.last_loss.map(check_lost_link));
         let bad: Vec<String> = checks
             .iter()
@@ -135,13 +150,23 @@ fn check_clock() -> Check {
     }
 }
 
-fn check_emergency_stop(stopped: Option<String>) -> Check {
+/// A file of the state directory, and what is wrong with it.
+fn check_record(check: &str, sound: &str, problem: Option<String>) -> Check {
+    Check {
+        check: check.to_owned(),
+        ok: problem.is_none(),
+        detail: problem.unwrap_or_else(|| sound.to_owned()),
+    }
+}
+
+fn check_emergency_stop(stopped: Option<String>, held: bool) -> Check {
+    let state = if held { "" } else { "STOPPED " };
     Check {
         check: "emergency stop".to_owned(),
         ok: stopped.is_none(),
         detail: stopped.map_or_else(
             || "none".to_owned(),
-            |by| format!("STOPPED {by}; `ground-station release` ends it"),
+            |by| format!("{state}{by}; `ground-station release` ends it"),
         ),
     }
 }

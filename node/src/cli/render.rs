@@ -54,7 +54,8 @@ pub(super) fn status(view: &StatusView, json: bool) -> anyhow::Result<String> {
         writeln!(text, "         WHAT ACTS IS REFUSED: {fault}")?;
     }
     if let Some(stopped) = &view.stopped {
-        writeln!(text, "STOPPED  {stopped}; `ground-station release` ends it")?;
+        let state = if view.held { "HELD    " } else { "STOPPED " };
+        writeln!(text, "{state} {stopped}; `ground-station release` ends it")?;
     }
     if let Some(lost_link) = &view.lost_link {
         writeln!(text, "link     {lost_link}")?;
@@ -145,6 +146,9 @@ mod tests {
     fn status_is_rendered_for_people_and_as_json() {
         let view = StatusView {
             stopped: Some("by station a1b2, number 7".to_owned()),
+            held: false,
+            stop_record_problem: None,
+            journal_damage: None,
             lost_link: None,
             last_loss: None,
             journal: None,

@@ -21,6 +21,7 @@ use swarm_shared::proto::delivery::record::{Record, digest};
 use swarm_shared::proto::delivery::{CommandId, Stage, StageMessage};
 use swarm_shared::proto::outcome::Reply;
 use swarm_shared::proto::session::Outgoing;
+use swarm_shared::proto::stop::StopState;
 use swarm_shared::proto::wire::encoded::EncodedFrame;
 use swarm_shared::proto::wire::{Header, Lane};
 use tokio::sync::oneshot;
@@ -241,12 +242,12 @@ impl ExecutorDriver {
         self.apply_effects(context);
     }
 
-    /// An emergency stop is in force, or has been released.
-    pub(super) fn on_stop_changed(&mut self, stopped: bool, context: &CommandContext) {
-        if stopped {
-            self.executor.on_stop(clock::now());
-        } else {
-            self.executor.on_release();
+    /// An emergency stop is in force, the node is held, or either has been released.
+    pub(super) fn on_stop_changed(&mut self, state: StopState, context: &CommandContext) {
+        match state {
+            StopState::Free => self.executor.on_release(),
+            StopState::Held => self.executor.on_hold(),
+            StopState::Stopped => self.executor.on_stop(clock::now()),
         }
         self.apply_effects(context);
     }

@@ -155,7 +155,7 @@ impl Links {
             endpoint: endpoint.clone(),
             config: config.emergency_stop.clone(),
             journal: node.journal.clone(),
-            dedup: node.dedup.clone(),
+            restored: node.restored_stop.clone(),
             relay: methods.pings.map(|port| stop::Relay {
                 interfaces: presence.interfaces.clone(),
                 port,
@@ -171,7 +171,7 @@ impl Links {
             node.tasks.spawn(lost_link::run(lost_link::Setup {
                 config,
                 stations,
-                latch: stop_handle.latch(),
+                stop_state: stop_handle.state(),
                 store: store.clone(),
                 boot: boot::id(),
                 status: node.status.clone(),
@@ -259,10 +259,9 @@ impl Task {
         let mut catalog_changes = self.context.actions.catalog_changes();
         let mut catalog_at = None;
         let shutdown = self.context.shutdown.clone();
-        let mut latch = self.context.stop_handle.latch();
-        if latch.borrow_and_update().is_some() {
-            self.driver.on_stop_changed(true, &self.context);
-        }
+        let mut stop_state = self.context.stop_handle.state();
+        let restored = *stop_state.borrow_and_update();
+        self.driver.on_stop_changed(restored, &self.context);
         loop {
             // The records of a burst of commands become one append.
             if events.peers.is_empty() {
@@ -271,9 +270,9 @@ impl Task {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return self.drain().await,
-                Ok(()) = latch.changed() => {
-                    let stopped = latch.borrow_and_update().is_some();
-                    self.driver.on_stop_changed(stopped, &self.context);
+                Ok(()) = stop_state.changed() => {
+                    let state = *stop_state.borrow_and_update();
+                    self.driver.on_stop_changed(state, &self.context);
                 }
                 event = self.driver.next_event() => {
                     self.driver.on_event(event, &self.context);
@@ -392,8 +391,8 @@ impl Task {
                 .spawn(async move { store.save_station(listens).await });
         }
         if peer.kind == PeerKind::Station {
-            send_catalog(&link, &self.context.actions.catalog());
             self.context.stop_handle.add_station(link.clone()).await;
+            send_catalog(&link, &self.context.actions.catalog());
             if permit(peer.role, &Permission::Frame(Kind::Stop)).is_ok() {
                 self.commanding_stations
                     .send_modify(|known| drop(known.insert(peer.id, link.clone())));

@@ -88,15 +88,13 @@ async fn a_stop_kills_the_command_unless_while_stopped_is_set() {
     .lost_link
     .expect("is there");
     assert!(!config.while_stopped, "unless its owner says so");
-    let order = StopId {
-        issuer: swarm_shared::proto::id::PublicKey([1; 32]).id(),
-        number: 1,
-    };
-    let (_task, mut in_force) = watch::channel(Some(order));
+    let (_held, mut held) = watch::channel(StopState::Held);
+    let (_task, mut in_force) = watch::channel(StopState::Stopped);
     let shutdown = CancellationToken::new();
     run_command(&config, &mut in_force, &shutdown)
         .await
         .expect_err("killed");
+    assert_eq!(run_command(&config, &mut held, &shutdown).await, Ok(()));
     config.while_stopped = true;
     assert_eq!(run_command(&config, &mut in_force, &shutdown).await, Ok(()));
 }

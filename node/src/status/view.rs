@@ -25,9 +25,18 @@ pub struct StatusView {
     /// The address that is listened on; absent until then.
     #[serde(default)]
     pub listen: Option<String>,
-    /// The station of the emergency stop in force; absent if there is none.
+    /// The emergency stop in force, or why the node is held; absent if there is neither.
     #[serde(default)]
     pub stopped: Option<String>,
+    /// Whether the node is held: it does not know whether it is stopped, and starts no actions until a release.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub held: bool,
+    /// What is wrong with the record of stops on the disk, for the self-check.
+    #[serde(skip)]
+    pub stop_record_problem: Option<String>,
+    /// What could not be read of the journal at the start, for the self-check.
+    #[serde(skip)]
+    pub journal_damage: Option<String>,
     /// The last event of the lost-link detector; absent before the first.
     #[serde(default)]
     pub lost_link: Option<String>,

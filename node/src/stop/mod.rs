@@ -10,7 +10,8 @@
 //! | order, signature, receiver and sender as pure state machines | `shared/src/proto/stop` |
 //! | the station's side: rounds, reports, unconfirmed stops, the history | `ground-station`, `engine/stop` |
 //! | this task: inputs, effects | `mod.rs` |
-//! | records of a stop in the journal, and their recovery | `journal.rs` |
+//! | the owner's command | `command.rs` |
+//! | what is stored of stops, and its recovery | `records.rs`, `shared/src/net/journal/latch.rs` |
 //!
 //! | task | owns | ends |
 //! |---|---|---|
@@ -18,13 +19,15 @@
 //! | command | the owner's command, at most one | with the program, or at shutdown |
 //! | relay | one order, for at most [`RELAY_DELAY_MS_MAX`] and one broadcast | when it is sent |
 //!
-//! Invariants: an order takes effect before this task waits for anything, the journal included; a station is told
-//! `latched` only when the journal has the stop; nothing but [`StopHandle::release`] ends a stop.
+//! Invariants: an order takes effect before this task waits for anything, the disk included; a station is told
+//! `latched` only when the latch file has the stop; nothing but [`StopHandle::release`] ends a stop or a hold; a hold
+//! runs no command and kills nothing.
 //!
 //! [`Request::Stop`]: ../../ground_station/index.html
 //! [`Events::stops`]: swarm_shared::net::endpoint::Events::stops
 
-mod journal;
+mod command;
+mod records;
 #[cfg(test)]
 mod tests;
 
@@ -37,14 +40,14 @@ use swarm_shared::net::discovery::pings::{Broadcaster, Datagram};
 use swarm_shared::net::endpoint::Endpoint;
 use swarm_shared::net::peer::{PeerLink, StopReceived};
 use swarm_shared::net::{clock, random};
-use swarm_shared::proto::delivery::dedup::DedupTable;
 use swarm_shared::proto::id::PeerId;
 use swarm_shared::proto::message::{Arguments, StopCommandState, StopStatus};
 use swarm_shared::proto::outcome::Reply;
 use swarm_shared::proto::selector::NodeAttributes;
 use swarm_shared::proto::session::Outgoing;
 use swarm_shared::proto::stop::{
-    ActiveStop, Received, ReceivedVia, ReleaseError, StopId, StopReceiver, StopRejection,
+    ActiveStop, Received, ReceivedVia, ReleaseError, StopId, StopMemory, StopReceiver, StopRejection,
+    StopState,
 };
 use swarm_shared::proto::wire::encoded::EncodedFrame;
 use swarm_shared::proto::wire::{Frame, Kind, Lane};
@@ -52,10 +55,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::journal::{Write, restored_receiver};
+use self::command::{RunningCommand, run_to_end};
+pub use self::records::Restored;
+use self::records::Write;
 use crate::config::EmergencyStop;
 use crate::journal::{Journal, PendingAppends};
-use crate::process::{self, EndReason, Stderr};
 use crate::status::Status;
 
 /// Stops by datagram that wait; further ones are dropped, for their sender repeats them.
@@ -85,7 +89,7 @@ enum StopRequest {
 #[derive(Clone, Debug)]
 pub struct StopHandle {
     requests: mpsc::Sender<StopRequest>,
-    latch: watch::Receiver<Option<StopId>>,
+    state: watch::Receiver<StopState>,
 }
 
 /// What [`StopHandle::start`] needs.
@@ -97,8 +101,8 @@ pub struct Setup {
     pub config: Option<EmergencyStop>,
     /// Where a stop is latched.
     pub journal: Journal,
-    /// What the journal held at the start.
-    pub dedup: DedupTable,
+    /// What the disk held at the start.
+    pub restored: Restored,
     /// Where orders are relayed; `None` if datagrams are off.
     pub relay: Option<Relay>,
     /// Orders from linked peers whose role permits a stop.
@@ -130,7 +134,7 @@ impl StopHandle {
             endpoint,
             config,
             journal,
-            dedup,
+            restored,
             relay,
             links,
             datagrams,
@@ -139,15 +143,18 @@ impl StopHandle {
             tasks,
         } = setup;
         let has_command = config.is_some();
-        let receiver = restored_receiver(&dedup, has_command);
+        let receiver = StopReceiver::restored(has_command, &restored.memory, clock::now());
         let (requests, request_queue) = mpsc::channel(REQUESTS_MAX);
-        let (latch, latch_rx) = watch::channel(receiver.active_stop().map(|stop| stop.id));
+        let (state, state_rx) = watch::channel(receiver.state());
+        status.update(|facts| facts.stop_record_problem = restored.damage);
         let (ended, command_ended) = mpsc::channel(1);
         let task = Task {
             endpoint,
             config: config.map(Arc::new),
             receiver,
-            latch,
+            state,
+            releasing: None,
+            unwritten: false,
             stations: BTreeMap::new(),
             appends: PendingAppends::new(journal, APPENDS_MAX),
             ended,
@@ -165,7 +172,7 @@ impl StopHandle {
         }));
         Self {
             requests,
-            latch: latch_rx,
+            state: state_rx,
         }
     }
 
@@ -174,16 +181,16 @@ impl StopHandle {
     pub(crate) fn detached() -> Self {
         Self {
             requests: mpsc::channel(1).0,
-            latch: watch::channel(None).1,
+            state: watch::channel(StopState::Free).1,
         }
     }
 
-    /// The stop in force; the receiver is notified of each stop and release.
-    pub fn latch(&self) -> watch::Receiver<Option<StopId>> {
-        self.latch.clone()
+    /// Whether actions may start; the receiver is notified of each stop and release.
+    pub fn state(&self) -> watch::Receiver<StopState> {
+        self.state.clone()
     }
 
-    /// A station is linked: it gets a report if this node is stopped, and every report from now on.
+    /// A station is linked: it gets a report now, and every report from now on.
     pub async fn add_station(&self, link: PeerLink) {
         self.requests.send(StopRequest::AddStation(link)).await.ok();
     }
@@ -231,7 +238,11 @@ struct Task {
     endpoint: Endpoint,
     config: Option<Arc<EmergencyStop>>,
     receiver: StopReceiver,
-    latch: watch::Sender<Option<StopId>>,
+    state: watch::Sender<StopState>,
+    /// The stop whose release is being written.
+    releasing: Option<StopId>,
+    /// The last write has failed, so that the disk does not have the present state.
+    unwritten: bool,
     stations: BTreeMap<PeerId, PeerLink>,
     appends: PendingAppends<Write>,
     ended: mpsc::Sender<Result<(), String>>,
@@ -242,18 +253,16 @@ struct Task {
     tasks: TaskTracker,
 }
 
-/// The owner's command while it runs.
-struct RunningCommand {
-    cancel: CancellationToken,
-    /// The stop that it was started for has been released.
-    released: bool,
-    /// A new stop came after that release: the command runs once more when it has ended.
-    restart: bool,
-}
-
 impl Task {
     async fn run(mut self, mut inputs: Inputs) {
-        if let Some(present) = self.receiver.active_stop() {
+        self.write(Write::Restored);
+        if let Some(present) = self.receiver.active_stop()
+            && present.held
+        {
+            tracing::error!(
+                "HELD: the record of stops cannot be read; actions are refused until `ground-station release`"
+            );
+        } else if let Some(present) = self.receiver.active_stop() {
             tracing::warn!(
                 issuer = present.id.issuer.short(),
                 number = present.id.number,
@@ -266,10 +275,8 @@ impl Task {
         self.update_status();
         let shutdown = self.shutdown.clone();
         loop {
-            let retry = self
-                .receiver
-                .active_stop()
-                .is_some_and(|present| present.latch_error.is_some());
+            let unlatched = |present: &ActiveStop| present.latch_error.is_some();
+            let retry = self.unwritten || self.receiver.active_stop().is_some_and(unlatched);
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return,
@@ -305,7 +312,7 @@ impl Task {
         {
             Ok(Received::New(order)) => {
                 // What stops comes first, then everything else.
-                self.latch.send_replace(Some(order));
+                self.state.send_replace(self.receiver.state());
                 self.run_command();
                 self.write(Write::Stopped(order));
                 self.report_to_all();
@@ -358,19 +365,37 @@ impl Task {
     }
 
     fn write(&mut self, write: Write) {
-        if let Err((write, fault)) = self.appends.push(vec![write.record()], write) {
+        let records = write.record().into_iter().collect();
+        let stops = Some(self.memory());
+        if let Err((write, fault)) = self.appends.push_with_stops(records, stops, write) {
             self.on_written(write, Err(fault.to_string()));
         }
     }
 
+    /// What a restart is to find: without the stop whose release is being written.
+    fn memory(&self) -> StopMemory {
+        let Some(order) = self.releasing else {
+            return self.receiver.memory();
+        };
+        let mut released = self.receiver.clone();
+        // Another stop may have replaced it.
+        released.release(order).ok();
+        released.memory()
+    }
+
     fn retry_write(&mut self) {
-        if let Some(stop) = self.receiver.active_stop() {
-            let order = stop.id;
-            self.write(Write::Stopped(order));
-        }
+        let stop = self.receiver.active_stop().filter(|stop| !stop.held);
+        let write = stop.map_or(Write::Restored, |stop| Write::Stopped(stop.id));
+        self.write(write);
     }
 
     fn on_written(&mut self, write: Write, result: Result<(), String>) {
+        let was_unwritten = std::mem::replace(&mut self.unwritten, result.is_err());
+        if was_unwritten || self.unwritten {
+            let problem = result.as_ref().err();
+            let problem = problem.map(|reason| format!("stops cannot be stored: {reason}"));
+            self.status.update(|facts| facts.stop_record_problem = problem);
+        }
         match (write, result) {
             (Write::Stopped(order), Ok(())) => {
                 if self.receiver.on_written(order) {
@@ -393,17 +418,27 @@ impl Task {
             }
             (Write::Released(order, reply), Ok(())) => self.apply_release(order, reply),
             (Write::Released(order, reply), Err(reason)) => {
+                self.releasing = None;
                 // A stop that is in memory only can end without the disk.
                 if self.receiver.active_stop().is_some_and(|stop| !stop.latched) {
                     self.apply_release(order, reply);
                 } else {
                     let error = format!("still stopped: the release cannot be written: {reason}");
                     reply.send(Reply::failed(error)).ok();
+                    // It is tried again: a write behind the failed one may have taken the release for granted.
                 }
             }
-            (Write::CommandEnded(..) | Write::NumberSeen(_) | Write::ReleasedAgain(_), Ok(())) => {}
-            (Write::CommandEnded(..) | Write::NumberSeen(_) | Write::ReleasedAgain(_), Err(reason)) => {
-                tracing::warn!(reason, "Record of a stop not written");
+            (
+                Write::Restored | Write::CommandEnded(..) | Write::NumberSeen(_) | Write::ReleasedAgain(_),
+                Ok(()),
+            ) => {}
+            (
+                Write::Restored | Write::CommandEnded(..) | Write::NumberSeen(_) | Write::ReleasedAgain(_),
+                Err(reason),
+            ) => {
+                if !was_unwritten {
+                    tracing::warn!(reason, "Record of stops not written");
+                }
             }
         }
         self.update_status();
@@ -423,9 +458,7 @@ impl Task {
     fn on_request(&mut self, request: StopRequest) {
         match request {
             StopRequest::AddStation(link) => {
-                if self.receiver.active_stop().is_some() {
-                    send_report(&link, &self.receiver.status(&link.id(), None, clock::now()));
-                }
+                send_report(&link, &self.receiver.status(&link.id(), None, clock::now()));
                 self.stations.insert(link.id(), link);
             }
             StopRequest::RemoveStation(id) => drop(self.stations.remove(&id)),
@@ -434,7 +467,10 @@ impl Task {
                 issuer,
                 reply,
             } => match self.receiver.check_release(number, issuer.as_ref()) {
-                Ok(order) => self.write(Write::Released(order, reply)),
+                Ok(order) => {
+                    self.releasing = Some(order);
+                    self.write(Write::Released(order, reply));
+                }
                 Err(error) => {
                     reply.send(release_refusal(&error)).ok();
                 }
@@ -443,9 +479,10 @@ impl Task {
     }
 
     fn apply_release(&mut self, order: StopId, reply_to: oneshot::Sender<Reply>) {
+        self.releasing = None;
         let reply = match self.receiver.release(order) {
             Ok(()) => {
-                self.latch.send_replace(None);
+                self.state.send_replace(self.receiver.state());
                 if let Some(running) = &mut self.running {
                     (running.released, running.restart) = (true, false);
                 }
@@ -491,22 +528,9 @@ impl Task {
         });
         let (shutdown, ended) = (self.shutdown.clone(), self.ended.clone());
         self.tasks.spawn(async move {
-            let timeout = config.timeout;
-            let ran = process::run(config.command.as_slice(), Stderr::Merged, timeout, &cancel).await;
-            let result = match ran {
-                Err(error) => Err(error.to_string()),
-                // The next start runs it again.
-                Ok(finished) if finished.reason == EndReason::Cancelled && shutdown.is_cancelled() => return,
-                Ok(finished) => match (finished.reason, finished.exit_code) {
-                    (EndReason::TimedOut, _) => Err(format!("ran longer than {timeout:?} and was killed")),
-                    (EndReason::Exited | EndReason::Cancelled, 0) => Ok(()),
-                    (EndReason::Exited | EndReason::Cancelled, exit) => {
-                        let last = finished.output.trim_end().lines().last().unwrap_or_default();
-                        Err(format!("exit status {exit}: {last}"))
-                    }
-                },
-            };
-            ended.send(result).await.ok();
+            if let Some(result) = run_to_end(&config, &cancel, &shutdown).await {
+                ended.send(result).await.ok();
+            }
         });
     }
 
@@ -529,12 +553,17 @@ impl Task {
     }
 
     fn update_status(&self) {
+        let held = self.receiver.state() == StopState::Held;
         let text = self.receiver.active_stop().map(describe);
-        self.status.update(|facts| facts.stopped = text);
+        self.status
+            .update(|facts| (facts.stopped, facts.held) = (text, held));
     }
 }
 
 fn describe(present: &ActiveStop) -> String {
+    if present.held {
+        return present.error().unwrap_or_default();
+    }
     let mut text = format!(
         "by station {}, number {}",
         present.id.issuer.short(),

@@ -4,11 +4,12 @@ use swarm_shared::net::endpoint;
 use swarm_shared::net::handshake::Identity;
 use swarm_shared::net::journal::{JournalFile, MemoryDisk};
 use swarm_shared::net::socket::KeepaliveConfig;
+use swarm_shared::proto::delivery::dedup::DedupTable;
 use swarm_shared::proto::id::{NodeName, PeerKind};
 use swarm_shared::proto::outcome::Outcome;
 use swarm_shared::proto::selector::Selector;
 use swarm_shared::proto::session::Timing;
-use swarm_shared::proto::stop::StopOrder;
+use swarm_shared::proto::stop::{StopOrder, StoredStop};
 use swarm_shared::proto::trust::{FleetRoot, Membership, Role, SigningKey};
 
 use super::*;
@@ -50,6 +51,11 @@ fn endpoint(root: &mut FleetRoot) -> Endpoint {
 impl Fixture {
     /// A node whose command appends a line to a file when it begins, and lasts.
     fn new() -> Self {
+        Self::restored(StopMemory::default())
+    }
+
+    /// The same after a restart that found this.
+    fn restored(memory: StopMemory) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let began = dir.path().join("began");
         let command = format!(
@@ -58,7 +64,7 @@ impl Fixture {
         );
         let mut root = FleetRoot::create(key(3)).expect("a fleet");
         let (file, recovery) = JournalFile::open(MemoryDisk::default());
-        let (journal, dedup) = Journal::start(file, &recovery).expect("a thread");
+        let (journal, _dedup) = Journal::start(file, None, &recovery).expect("a thread");
         let (link_sender, links) = mpsc::channel(1);
         let (datagrams, heard) = mpsc::channel(DATAGRAMS_MAX);
         let shutdown = CancellationToken::new();
@@ -66,7 +72,7 @@ impl Fixture {
             endpoint: endpoint(&mut root),
             config: Some(swarm_shared::config::toml::from_str(&command).expect("a command")),
             journal,
-            dedup,
+            restored: Restored { memory, damage: None },
             relay: None,
             links,
             datagrams: heard,
@@ -123,18 +129,65 @@ async fn a_new_stop_after_release_restarts_the_stop_command() {
     node.shutdown.cancel();
 }
 
+#[tokio::test]
+async fn held_node_runs_no_command_until_it_is_stopped() {
+    let hold = StoredStop {
+        issuer: key(1).public().id(),
+        number: 3,
+        held: true,
+        command_result: None,
+    };
+    let mut node = Fixture::restored(StopMemory {
+        active: Some(hold),
+        issuers: Vec::new(),
+    });
+    let mut state = node.stop_handle.state();
+    assert_eq!(*state.borrow_and_update(), StopState::Held);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!node.dir.path().join("began").exists());
+    node.send_stop(5).await;
+    node.wait_for_runs(1).await;
+    assert_eq!(*state.borrow_and_update(), StopState::Stopped);
+    node.release(5).await;
+    assert_eq!(*state.borrow_and_update(), StopState::Free);
+    node.shutdown.cancel();
+}
+
+#[tokio::test]
+async fn hold_ends_by_its_own_number() {
+    let hold = StoredStop {
+        issuer: key(1).public().id(),
+        number: 3,
+        held: true,
+        command_result: None,
+    };
+    let node = Fixture::restored(StopMemory {
+        active: Some(hold),
+        issuers: Vec::new(),
+    });
+    let mut arguments = Arguments::default();
+    arguments.kwargs.insert("number".to_owned(), 0.into());
+    assert_eq!(node.stop_handle.release(arguments).await.state, Outcome::Refused);
+    node.release(3).await;
+    assert_eq!(*node.stop_handle.state().borrow(), StopState::Free);
+    assert!(!node.dir.path().join("began").exists());
+    node.shutdown.cancel();
+}
+
 /// On a slow disk the record of a stop may be written a second time, behind the one of its release.
 #[tokio::test]
 async fn a_released_stop_does_not_return_after_a_restart() {
     let disk = MemoryDisk::default();
     let (file, recovery) = JournalFile::open(disk.clone());
-    let (journal, dedup) = Journal::start(file, &recovery).expect("a thread");
+    let (journal, _dedup) = Journal::start(file, None, &recovery).expect("a thread");
     let mut root = FleetRoot::create(key(3)).expect("a fleet");
     let mut task = Task {
         endpoint: endpoint(&mut root),
         config: None,
-        receiver: restored_receiver(&dedup, false),
-        latch: watch::channel(None).0,
+        receiver: StopReceiver::new(false, Vec::new(), None),
+        state: watch::channel(StopState::Free).0,
+        releasing: None,
+        unwritten: false,
         stations: BTreeMap::new(),
         appends: PendingAppends::new(journal, APPENDS_MAX),
         ended: mpsc::channel(1).0,
@@ -149,11 +202,11 @@ async fn a_released_stop_does_not_return_after_a_restart() {
         number: 5,
     };
     let mut dedup = DedupTable::default();
-    dedup.apply(&Write::Stopped(order).record());
+    dedup.apply(&Write::Stopped(order).record().expect("a record"));
     assert!(dedup.latch().is_some());
     task.on_written(Write::Stopped(order), Ok(()));
     let (write, written) = task.appends.next().await;
     assert_eq!(written, Ok(()));
-    dedup.apply(&write.record());
+    dedup.apply(&write.record().expect("a record"));
     assert_eq!(dedup.latch(), None);
 }

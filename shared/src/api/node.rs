@@ -121,6 +121,9 @@ pub struct StopView {
     pub number: u64,
     /// Whether it is on the node's disk, so that it survives a restart.
     pub latched: bool,
+    /// Whether the node is held instead: it does not know whether it is stopped, and `issuer` is the node itself.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub held: bool,
     /// What failed when the node carried it out.
     pub error: Option<String>,
 }

@@ -61,6 +61,8 @@ pub enum Warning {
         /// What failed when the node carried it out.
         error: Option<String>,
     },
+    /// The node does not know whether it is stopped, and starts no actions.
+    Held,
     /// An emergency stop was sent, and the node has not confirmed it.
     StopUnconfirmed {
         /// Its number.
@@ -128,6 +130,10 @@ impl fmt::Display for Warning {
                     None => Ok(()),
                 }
             }
+            Self::Held => f.write_str(
+                "HELD: its record of stops could not be read, so that it may have been stopped; it starts no actions \
+                 until `release`",
+            ),
             Self::StopUnconfirmed { number } => write!(
                 f,
                 "STOP NOT CONFIRMED (number {number}): it may be moving; it is sent nothing that acts until `release`"

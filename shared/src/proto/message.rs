@@ -257,11 +257,12 @@ pub struct StopStatus {
     pub issuer: PeerId,
     /// Number of that order: a release has to name it.
     pub number: u64,
-    /// Whether the stop is in the node's journal, so that it survives a restart.
+    /// Whether the stop is on the node's disk, so that it survives a restart.
     pub latched: bool,
     /// State of the node's own stop command.
     pub command: StopCommandState,
-    /// Why the stop is not latched, why the command failed, or why the order does not apply to this node.
+    /// Why the node is held, why the stop is not latched, why the command failed, or why the order does not apply to
+    /// this node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
     /// Milliseconds since the order was received.
@@ -269,10 +270,25 @@ pub struct StopStatus {
     /// The highest number that the node has received of the receiver's own orders; 0 if none.
     #[serde(default)]
     pub seen: u64,
+    /// The highest number of the receiver's own orders that was released at the node; 0 if none was. Nodes before this
+    /// field send `None`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub released: Option<u64>,
+    /// Whether the node is held: it does not know whether it is stopped, and `issuer` is the node itself.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub held: bool,
     /// Whether the order was received and its selector does not match this node.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     #[serde(rename = "not_meant")]
     pub not_selected: bool,
+}
+
+impl StopStatus {
+    /// Whether a node that is not stopped has shown that order `number` of the receiver was released there. A node that
+    /// has lost its record of stops cannot show it.
+    pub fn proves_release(&self, number: u64) -> bool {
+        !self.stopped && self.released.unwrap_or(self.seen) >= number
+    }
 }
 
 /// Content of an `offer` frame: the node's actions, sent to each station when a link opens and when they change.

@@ -157,7 +157,8 @@ pub async fn node(runs: usize, dir: &Path) -> anyhow::Result<()> {
             std::fs::write(dir.path().join(JOURNAL_FILE), &full)?;
             std::fs::File::open(dir.path().join(JOURNAL_FILE))?.sync_all()?;
             let started = clock::now();
-            let (journal, _dedup, recovery) = Journal::open(dir.path())?;
+            let (journal, read) = Journal::open(dir.path())?;
+            let recovery = read.recovery;
             opened.add(clock::since(started).as_secs_f64() * 1_000.0);
             anyhow::ensure!(
                 recovery.damage.is_none() && recovery.fault.is_none(),

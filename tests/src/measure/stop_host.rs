@@ -18,7 +18,7 @@ use clap::Args;
 use swarm_node::journal::Journal;
 use swarm_node::logging::LogRing;
 use swarm_node::status::{Status, StatusView};
-use swarm_node::stop::{DATAGRAMS_MAX, Setup, StopHandle};
+use swarm_node::stop::{DATAGRAMS_MAX, Restored, Setup, StopHandle};
 use swarm_shared::net::discovery::pings::{Datagram, listen, listen_on};
 use swarm_shared::net::peer::{PeerEvent, PeerLink};
 use swarm_shared::proto::id::PeerId;
@@ -112,8 +112,9 @@ fn start_emergency_stop(
 ) -> anyhow::Result<StopHandle> {
     let dir = options.dir.join(format!("node-{number}"));
     std::fs::create_dir_all(&dir)?;
-    let (journal, dedup, recovery) = Journal::open(&dir).context("no thread for the journal")?;
-    if let Some(fault) = recovery.fault {
+    let (journal, opened) = Journal::open(&dir).context("no thread for the journal")?;
+    let restored = Restored::new(&opened, program.endpoint.id());
+    if let Some(fault) = opened.recovery.fault {
         return Err(fault.into());
     }
     let (_none, nothing) = mpsc::channel(1);
@@ -126,7 +127,7 @@ fn start_emergency_stop(
         endpoint: program.endpoint.clone(),
         config: None,
         journal,
-        dedup,
+        restored,
         relay: None,
         links,
         datagrams,

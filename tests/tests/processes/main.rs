@@ -13,6 +13,7 @@ mod plugins;
 mod queued_commands;
 mod stop;
 mod stop_during_faults;
+mod stop_record;
 mod subscribers;
 mod transfers;
 mod trust;

@@ -300,10 +300,10 @@ fn file_transfer_does_not_delay_commands() {
 }
 
 /// A small file system; unmounted when dropped.
-struct Tmpfs(PathBuf);
+pub(super) struct Tmpfs(PathBuf);
 
 impl Tmpfs {
-    fn mount(dir: PathBuf, kib: u32) -> Option<Self> {
+    pub(super) fn mount(dir: PathBuf, kib: u32) -> Option<Self> {
         let size = format!("size={kib}k");
         let mut mount = std::process::Command::new("mount");
         mount.args(["-t", "tmpfs", "-o", &size, "swarm-tests"]).arg(&dir);

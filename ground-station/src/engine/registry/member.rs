@@ -82,10 +82,15 @@ impl Member {
                 nodes: names.nodes,
             });
         }
-        warnings.extend(self.stopped.as_ref().map(|stop| Warning::Stopped {
-            number: stop.number,
-            issuer: stop.issuer,
-            error: stop.error.clone(),
+        warnings.extend(self.stopped.as_ref().map(|stop| {
+            if stop.held {
+                return Warning::Held;
+            }
+            Warning::Stopped {
+                number: stop.number,
+                issuer: stop.issuer,
+                error: stop.error.clone(),
+            }
         }));
         warnings.extend(unconfirmed.map(|number| Warning::StopUnconfirmed { number }));
         if names.devices > 0 {

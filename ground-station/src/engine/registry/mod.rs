@@ -176,6 +176,7 @@ impl NodeRegistry {
             issuer: report.issuer,
             number: report.number,
             latched: report.latched,
+            held: report.held,
             error: report.error.clone(),
         });
         let was = std::mem::replace(&mut member.stopped, now);

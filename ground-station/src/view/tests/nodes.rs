@@ -72,6 +72,7 @@ fn stopped_nodes_are_marked_and_counted() {
         issuer: PeerId([0xaa; 32]),
         number: 7,
         latched: true,
+        held: false,
         error: None,
     };
     let mut nodes = nodes();

@@ -50,7 +50,7 @@ fn id(seq: u64) -> CommandId {
 
 fn journal(disk: &MemoryDisk) -> (Journal, DedupTable) {
     let (file, recovery) = JournalFile::open(disk.clone());
-    Journal::start(file, &recovery).expect("a thread")
+    Journal::start(file, None, &recovery).expect("a thread")
 }
 
 /// What the journal would hold after a power cut now.

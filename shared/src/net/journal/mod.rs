@@ -1,4 +1,4 @@
-//! A journal in a directory: `journal`, and while a snapshot is written `journal.new`.
+//! A journal in a directory: `journal`, and while a snapshot is written `journal.new`; beside it the [`LatchFile`].
 //!
 //! Invariants:
 //! * What [`JournalFile::append`] has answered with success survives a power cut at any instant, whole and in order.
@@ -17,6 +17,7 @@
 //! | shut: a later version's file, or one that cannot be read | closed | refused until a restart |
 
 mod disk;
+mod latch;
 #[cfg(any(test, feature = "test-util"))]
 mod memory;
 
@@ -26,6 +27,7 @@ mod tests;
 use std::io::{self, ErrorKind};
 
 pub use disk::{Disk, StdDisk};
+pub use latch::{LATCH_FILES, LatchContent, LatchFile};
 #[cfg(any(test, feature = "test-util"))]
 pub use memory::{Failure, Loss, MemoryDisk, MemoryFile};
 

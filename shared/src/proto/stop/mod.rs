@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`StopOrder`] | the order and its signed datagram; the same bytes are the content of a `stop` frame |
 //! | [`StopReceiver`] | the node's side: which orders take effect, which stop is in force, how it is released |
+//! | [`StopMemory`] | what a node keeps of stops over restarts |
 //! | [`StopSender`] | the station's side: when to send to which targets, and which have answered |
 //!
 //! Invariants:
@@ -13,16 +14,21 @@
 //! * the numbers of one issuer only rise, and a node executes each at most once: a repeated order has no effect;
 //! * a stop ends by a release that names its number, and by nothing else: neither by a restart nor by an old release.
 
+mod memory;
 mod order;
 mod receiver;
 mod sender;
 
+pub use memory::{
+    COMMAND_ERROR_BYTES_MAX, ISSUERS_MAX, IssuerNumbers, LATCH_FILE_BYTES, LatchDamage, StopMemory,
+    StoredStop,
+};
 pub use order::{
     BadStop, IDS_PER_SELECTOR, NO_NODES, STOP_BYTES_MAX, STOP_NUMBER_REPORTED_MAX, STOP_SELECTOR_BYTES_MAX,
     StopDatagram, StopEncodeError, StopOrder, is_stop_datagram, next_number, split_selector,
 };
 pub use receiver::{
-    ActiveStop, FORWARDED_MAX, ISSUERS_MAX, Received, ReceivedVia, ReleaseError, StopId, StopReceiver,
-    StopRejection,
+    ActiveStop, FORWARDED_MAX, Received, ReceivedVia, ReleaseError, StopId, StopReceiver, StopRejection,
+    StopState,
 };
 pub use sender::{BURST_MS, REPEAT_INTERVAL, ReportResult, SendRound, StopSender};

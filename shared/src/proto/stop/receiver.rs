@@ -7,16 +7,19 @@
 //! | any | an order for this node that is not newer | no change; answered over a link: [`Received::Stale`] |
 //! | any | an order for other nodes | forwarded once: [`Received::OtherTargets`] |
 //! | stopped | [`StopReceiver::release`] with the number in force | not stopped |
-//! | stopped | a restart | stopped: the stored stop is passed to [`StopReceiver::new`] |
+//! | stopped | a restart | stopped: [`StopReceiver::restored`] gets what [`StopReceiver::memory`] gave |
+//! | any | a restart, and what was stored cannot be read | held: no action starts until a release, and no command runs |
+//! | held | an order for this node; a release | stopped by it; not held |
 //!
 //! A second order replaces the first, so that a release of the first has no effect.
 //!
 //! Expensive checks come last: an order that was received before, or is of another fleet, or has a grant that does
 //! not fit, costs no signature check; any other costs at most two.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
+use super::memory::{ISSUERS_MAX, IssuerNumbers, StopMemory, StoredStop};
 use super::order::{BadStop, NO_NODES, StopDatagram};
 use crate::proto::id::PeerId;
 use crate::proto::message::{StopCommandState, StopStatus};
@@ -27,8 +30,6 @@ use crate::proto::trust::gate::{Permission, permit};
 use crate::proto::trust::{Membership, Role, TrustError};
 use crate::proto::wire::Kind;
 
-/// Most issuers whose numbers are kept; the least recent one is evicted.
-pub const ISSUERS_MAX: usize = 64;
 /// Most orders for other nodes that are kept, so that each is forwarded once.
 pub const FORWARDED_MAX: usize = 64;
 
@@ -48,6 +49,18 @@ pub struct StopId {
     pub issuer: PeerId,
     /// Its number.
     pub number: u64,
+}
+
+/// Whether the node may start actions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StopState {
+    /// No stop is in force.
+    #[default]
+    Free,
+    /// It is not known whether a stop is in force. What may run while stopped and landing actions may start.
+    Held,
+    /// A stop is in force. What may run while stopped may start.
+    Stopped,
 }
 
 /// The result of receiving an order.
@@ -134,9 +147,11 @@ pub struct ActiveStop {
     pub since: Instant,
     /// Time from its receipt to [`ActiveStop::since`], as far as it is known, in milliseconds: not 0 after a restart.
     pub earlier_ms: u64,
-    /// Whether it is in the journal.
+    /// Whether it is a hold: it is not known whether a stop is in force.
+    pub held: bool,
+    /// Whether it is on the disk.
     pub latched: bool,
-    /// Why it is not in the journal.
+    /// Why it is not on the disk.
     pub latch_error: Option<String>,
     /// State of the node's stop command.
     pub command: StopCommandState,
@@ -151,6 +166,8 @@ pub struct StopReceiver {
     active: Option<ActiveStop>,
     /// The highest number of each issuer, the most recent issuer last.
     highest_numbers: Vec<StopId>,
+    /// The highest released number of each of these issuers that has one.
+    released: BTreeMap<PeerId, u64>,
     /// Received orders for other nodes, the newest last.
     forwarded: VecDeque<StopId>,
 }
@@ -163,16 +180,85 @@ impl StopReceiver {
             has_command,
             active: None,
             highest_numbers: Vec::new(),
+            released: BTreeMap::new(),
             forwarded: VecDeque::new(),
         };
         for order in seen {
             receiver.raise_number(order);
         }
         if let Some(present) = present {
-            receiver.raise_number(present.id);
+            if !present.held {
+                receiver.raise_number(present.id);
+            }
             receiver.active = Some(present);
         }
         receiver
+    }
+
+    /// A receiver that continues from what [`Self::memory`] gave. The command of a stop is running unless its result
+    /// is known; a hold has none.
+    pub fn restored(has_command: bool, memory: &StopMemory, now: Instant) -> Self {
+        let seen = memory.issuers.iter().map(|known| StopId {
+            issuer: known.issuer,
+            number: known.seen,
+        });
+        let present = memory.active.as_ref().map(|stop| {
+            let (command, command_error) = match &stop.command_result {
+                None if has_command && !stop.held => (StopCommandState::Running, None),
+                None => (StopCommandState::None, None),
+                Some(Ok(())) => (StopCommandState::Done, None),
+                Some(Err(why)) => (StopCommandState::Failed, Some(why.clone())),
+            };
+            ActiveStop {
+                id: StopId {
+                    issuer: stop.issuer,
+                    number: stop.number,
+                },
+                since: now,
+                earlier_ms: 0,
+                held: stop.held,
+                latched: true,
+                latch_error: None,
+                command,
+                command_error,
+            }
+        });
+        let mut receiver = Self::new(has_command, seen.collect(), present);
+        let released = memory.issuers.iter().filter(|known| known.released > 0);
+        receiver.released = released.map(|known| (known.issuer, known.released)).collect();
+        receiver
+    }
+
+    /// What has to survive a restart.
+    pub fn memory(&self) -> StopMemory {
+        let active = self.active.as_ref().map(|present| StoredStop {
+            issuer: present.id.issuer,
+            number: present.id.number,
+            held: present.held,
+            command_result: match present.command {
+                StopCommandState::None | StopCommandState::Running => None,
+                StopCommandState::Done => Some(Ok(())),
+                StopCommandState::Failed => Some(Err(present.command_error.clone().unwrap_or_default())),
+            },
+        });
+        let issuers = self.highest_numbers.iter().map(|known| IssuerNumbers {
+            issuer: known.issuer,
+            seen: known.number,
+            released: self.released.get(&known.issuer).copied().unwrap_or(0),
+        });
+        StopMemory {
+            active,
+            issuers: issuers.collect(),
+        }
+    }
+
+    /// Whether the node may start actions.
+    pub fn state(&self) -> StopState {
+        match &self.active {
+            None => StopState::Free,
+            Some(present) if present.held => StopState::Held,
+            Some(_) => StopState::Stopped,
+        }
     }
 
     /// The stop in force.
@@ -195,7 +281,8 @@ impl StopReceiver {
         let before = self.highest_number(&order.issuer).unwrap_or(0);
         self.highest_numbers.retain(|known| known.issuer != order.issuer);
         if self.highest_numbers.len() >= ISSUERS_MAX {
-            self.highest_numbers.remove(0);
+            let evicted = self.highest_numbers.remove(0);
+            self.released.remove(&evicted.issuer);
         }
         self.highest_numbers.push(StopId {
             number: order.number.max(before),
@@ -279,6 +366,7 @@ impl StopReceiver {
             id: order,
             since: now,
             earlier_ms: 0,
+            held: false,
             latched: false,
             latch_error: None,
             // A command that is running already serves this order too.
@@ -351,12 +439,19 @@ impl StopReceiver {
     pub fn release(&mut self, order: StopId) -> Result<(), ReleaseError> {
         self.check_release(order.number, Some(&order.issuer))?;
         self.active = None;
+        // The released stop stood for all earlier orders, which it had replaced.
+        self.released = self
+            .highest_numbers
+            .iter()
+            .map(|known| (known.issuer, known.number))
+            .collect();
         Ok(())
     }
 
     /// The status for the station `to`; `about` is the order that it answers, if it answers one.
     pub fn status(&self, to: &PeerId, about: Option<StopId>, now: Instant) -> StopStatus {
         let seen = self.highest_number(to).unwrap_or(0);
+        let released = Some(self.released.get(to).copied().unwrap_or(0));
         match &self.active {
             Some(present) => StopStatus {
                 stopped: true,
@@ -367,6 +462,8 @@ impl StopReceiver {
                 error: present.error(),
                 since_ms: present.since_ms(now),
                 seen,
+                released,
+                held: present.held,
                 not_selected: false,
             },
             None => StopStatus {
@@ -378,6 +475,8 @@ impl StopReceiver {
                 error: None,
                 since_ms: 0,
                 seen,
+                released,
+                held: false,
                 not_selected: false,
             },
         }
@@ -387,6 +486,9 @@ impl StopReceiver {
 impl ActiveStop {
     /// The faults of the stop in force: of storing it, and of its command.
     pub fn error(&self) -> Option<String> {
+        let held = self.held.then(|| {
+            "held: its record of stops could not be read, so that it may have been stopped".to_owned()
+        });
         let unlatched = self
             .latch_error
             .as_ref()
@@ -395,7 +497,7 @@ impl ActiveStop {
             .command_error
             .as_ref()
             .map(|why| format!("stopped, but its emergency_stop command failed: {why}"));
-        let faults: Vec<String> = [unlatched, command].into_iter().flatten().collect();
+        let faults: Vec<String> = [held, unlatched, command].into_iter().flatten().collect();
         (!faults.is_empty()).then(|| faults.join("; "))
     }
 

@@ -342,6 +342,69 @@ fn restart_does_not_release_the_stop() {
 }
 
 #[test]
+fn status_tells_the_highest_released_number() {
+    let fleet = Fleet::new(1);
+    let mut receiver = receiver();
+    let released = |receiver: &StopReceiver, seed| receiver.status(&id(seed), None, now()).released;
+    for (seed, number) in [(10, 5), (11, 9)] {
+        let order = fleet.datagram(seed, number, "all");
+        receive(&mut receiver, &fleet, ReceivedVia::Link, &order).expect("new");
+    }
+    assert_eq!(released(&receiver, 10), Some(0));
+    // The second stop had replaced the first.
+    receiver.release(stop_id(11, 9)).expect("in force");
+    let again = StopReceiver::restored(true, &receiver.memory(), now());
+    for receiver in [&receiver, &again] {
+        assert_eq!(
+            (released(receiver, 10), released(receiver, 11)),
+            (Some(5), Some(9))
+        );
+    }
+    let lost = StopReceiver::new(true, vec![stop_id(10, 5)], None);
+    let report = lost.status(&id(10), None, now());
+    assert!(report.seen == 5 && !report.proves_release(5));
+}
+
+#[test]
+fn held_node_is_stopped_by_a_new_order_and_released_by_number() {
+    let fleet = Fleet::new(1);
+    let hold = StoredStop {
+        issuer: OWN.id(),
+        number: 3,
+        held: true,
+        command_result: None,
+    };
+    let memory = StopMemory {
+        active: Some(hold),
+        issuers: Vec::new(),
+    };
+    let mut held = StopReceiver::restored(true, &memory, now());
+    assert_eq!((held.state(), held.memory()), (StopState::Held, memory.clone()));
+    let report = held.status(&id(10), None, now());
+    assert!(report.stopped && report.held && report.command == StopCommandState::None);
+    assert!(held.check_release(0, None).is_err());
+    let mut stopped = held.clone();
+    held.release(StopId {
+        issuer: report.issuer,
+        number: report.number,
+    })
+    .expect("in force");
+    assert_eq!(held.state(), StopState::Free);
+    receive(
+        &mut stopped,
+        &fleet,
+        ReceivedVia::Datagram,
+        &fleet.datagram(10, 5, "all"),
+    )
+    .expect("new");
+    assert_eq!(stopped.state(), StopState::Stopped);
+    assert_eq!(
+        stopped.active_stop().map(|stop| stop.command),
+        Some(StopCommandState::Running)
+    );
+}
+
+#[test]
 fn stop_status_describes_the_latch() {
     let fleet = Fleet::new(1);
     let mut receiver = receiver();

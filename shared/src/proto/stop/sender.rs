@@ -205,7 +205,7 @@ impl StopSender {
             self.next_reissue = now + REISSUE_INTERVAL;
             return ReportResult::RaiseNumber(self.reported_max);
         }
-        if let Some(reply) = final_reply(report) {
+        if let Some(reply) = final_reply(report, self.number) {
             *answer = TargetState::Ended;
             return ReportResult::Ended(reply);
         }
@@ -217,8 +217,8 @@ impl StopSender {
     }
 }
 
-/// The outcome for a node that has received the order; `None` while its command runs.
-fn final_reply(report: &StopStatus) -> Option<Reply> {
+/// The outcome for a node that has received order `number`; `None` while its command runs.
+fn final_reply(report: &StopStatus, number: u64) -> Option<Reply> {
     let value = serde_json::json!({
         "stopped": report.stopped,
         "number": report.number,
@@ -227,9 +227,22 @@ fn final_reply(report: &StopStatus) -> Option<Reply> {
     });
     if !report.stopped {
         // The operator must not take this node for stopped.
+        let error = if report.proves_release(number) {
+            "it was released meanwhile"
+        } else {
+            "it is NOT stopped: it has lost the stop, and no release is known"
+        };
         return Some(Reply {
             value: Some(value),
-            ..Reply::failed("it was released meanwhile")
+            ..Reply::failed(error)
+        });
+    }
+    if report.held {
+        return Some(Reply {
+            value: Some(value),
+            ..Reply::failed(
+                "it has lost its record of this stop: it is held, and its emergency_stop command does not run",
+            )
         });
     }
     let done = Reply::done(value.clone());
@@ -278,6 +291,8 @@ mod tests {
             error: None,
             since_ms: 0,
             seen,
+            released: Some(0),
+            held: false,
             not_selected: false,
         }
     }
@@ -516,6 +531,7 @@ mod tests {
         let mut call = StopSender::new(10, [peer(1)], start());
         let released = StopStatus {
             stopped: false,
+            released: Some(10),
             latched: false,
             ..report(10)
         };

@@ -154,6 +154,7 @@ pub(super) fn restore_stop(dedup: &DedupTable, now: Instant) -> StopReceiver {
         },
         since: now,
         earlier_ms: 0,
+        held: false,
         latched: true,
         latch_error: None,
         command: StopCommandState::None,

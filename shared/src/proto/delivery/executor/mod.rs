@@ -55,6 +55,7 @@ use super::{CommandId, FLIGHT_TTL_MS_MAX, Stage};
 use crate::proto::outcome::Reply;
 #[cfg(feature = "planted-bugs")]
 use crate::proto::planted;
+use crate::proto::stop::StopState;
 
 /// Most commands in flight, in any state; a further one is refused as busy. Only landing actions may use the last
 /// [`WAITING_MAX`], and only flight and landing actions the [`WAITING_MAX`] before those.
@@ -75,7 +76,7 @@ pub struct Executor {
     last_write_id: u64,
     pending_writes: PendingWrites,
     journal_fault: Option<JournalFault>,
-    stopped: bool,
+    stop_state: StopState,
     shutting_down: bool,
     effects: Vec<Effect>,
     #[cfg(feature = "planted-bugs")]
@@ -114,7 +115,11 @@ impl Executor {
     /// An executor with the state of the journal: stopped, if the journal says so.
     pub fn new(dedup: DedupTable) -> Self {
         Self {
-            stopped: dedup.latch().is_some(),
+            stop_state: if dedup.latch().is_some() {
+                StopState::Stopped
+            } else {
+                StopState::Free
+            },
             dedup,
             in_flight: BTreeMap::new(),
             queues: RunQueues::default(),
@@ -273,7 +278,7 @@ impl Executor {
     /// An emergency stop is in force: waiting commands are refused and running ones killed, unless they may run while
     /// stopped.
     pub fn on_stop(&mut self, now: Instant) {
-        self.stopped = true;
+        self.stop_state = StopState::Stopped;
         let ids: Vec<CommandId> = self.in_flight.keys().copied().collect();
         for id in ids {
             let Some(open) = self.in_flight.get_mut(&id) else {
@@ -298,9 +303,14 @@ impl Executor {
         self.start_waiting(now);
     }
 
-    /// The emergency stop was released.
+    /// The node is held: only actions that may run while stopped and landing actions are accepted. What runs goes on.
+    pub fn on_hold(&mut self) {
+        self.stop_state = StopState::Held;
+    }
+
+    /// The emergency stop or the hold was released.
     pub fn on_release(&mut self) {
-        self.stopped = false;
+        self.stop_state = StopState::Free;
     }
 
     /// Starts the shutdown: nothing starts any more. Waiting commands are dropped, since nothing of them is durable:
@@ -422,6 +432,7 @@ impl Executor {
         let ActionProperties {
             while_stopped,
             flight,
+            ends_flight,
             ..
         } = incoming.properties;
         if is_expired(incoming.deadline, now) {
@@ -430,8 +441,10 @@ impl Executor {
         if flight && incoming.ttl_ms.is_none_or(|life| life > FLIGHT_TTL_MS_MAX) {
             return Err(replies::ttl_too_long(incoming.ttl_ms));
         }
-        if self.stopped && !while_stopped {
-            return Err(replies::stopped());
+        match self.stop_state {
+            StopState::Stopped if !while_stopped => return Err(replies::stopped()),
+            StopState::Held if !while_stopped && !ends_flight => return Err(replies::held()),
+            StopState::Free | StopState::Held | StopState::Stopped => {}
         }
         if let Some(fault) = self.journal_fault.as_ref().filter(|fault| now < fault.retry_at) {
             return Err(replies::journal_failed(&fault.reason));

@@ -17,6 +17,12 @@ pub(super) fn stopped() -> Reply {
     )
 }
 
+pub(super) fn held() -> Reply {
+    Reply::refused(
+        "held: this node's record of stops could not be read, so that it may have been stopped; release it first",
+    )
+}
+
 pub(super) fn superseded_by_landing() -> Reply {
     Reply::refused("a landing action came before this one could begin; send it again if it is still wanted")
 }

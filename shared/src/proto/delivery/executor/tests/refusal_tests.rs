@@ -144,6 +144,35 @@ fn failing_journal_is_not_retried_early() {
 }
 
 #[test]
+fn hold_refuses_starts_but_landing_and_kills_nothing() {
+    let through = ActionProperties {
+        while_stopped: true,
+        ..PLAIN
+    };
+    let landing = ActionProperties {
+        ends_flight: true,
+        ..PLAIN
+    };
+    let mut node = SimulatedNode::new();
+    node.send(1, PLAIN);
+    node.take_effects();
+    node.executor.on_hold();
+    assert_eq!(node.executor.take_effects(), [], "what runs goes on");
+    assert!(!node.send(2, PLAIN));
+    let (state, error) = node.take_reply(2);
+    assert!(
+        state == Outcome::Refused && error.starts_with("held: "),
+        "{state}: {error}"
+    );
+    assert!(node.send(3, through) && node.send(4, landing));
+    assert_eq!(node.take_started(), [3, 4]);
+    node.stop();
+    assert!(!node.send(5, landing), "a stop refuses it");
+    node.executor.on_release();
+    assert!(node.send(6, PLAIN));
+}
+
+#[test]
 fn stop_refuses_waiting_and_kills_running_commands() {
     let through = ActionProperties {
         while_stopped: true,
