@@ -223,8 +223,9 @@ impl Engine {
         let fleet = Fleet::new(EngineBackend(Arc::downgrade(&dispatcher)));
         let latches = devices.latches().persisted().clone();
         tasks.spawn(latches.persist_changes(store.clone(), shutdown.clone()));
-        let unconfirmed = unconfirmed.persisted().clone();
-        tasks.spawn(unconfirmed.persist_changes(store.clone(), shutdown.clone()));
+        for stops in unconfirmed.persisted() {
+            tasks.spawn(stops.clone().persist_changes(store.clone(), shutdown.clone()));
+        }
         let last_number = shared.stops.last_number.clone();
         tasks.spawn(last_number.persist_changes(store.clone(), shutdown.clone()));
         registry.open_sessions(&endpoint).await;

@@ -245,6 +245,7 @@ impl EngineTask {
             PeerEvent::Disconnected { id, reason: why } => {
                 tracing::info!(peer = %self.registry.lock().display_name(id), why, "Link is lost");
                 self.registry.lock().on_disconnected(id);
+                self.shared.stops.unconfirmed.on_link_changed(id, false);
                 id
             }
             PeerEvent::BulkOpened { events, .. } => {
@@ -355,6 +356,7 @@ impl EngineTask {
                 )));
             }
         }
+        self.shared.stops.unconfirmed.expire_awaited(clock::now());
         for id in self.unconfirmed_debounce.changes(&self.shared.stops.unconfirmed) {
             self.watchers.notify(&self.registry.lock(), id);
         }

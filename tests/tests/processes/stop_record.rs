@@ -134,6 +134,51 @@ fn held_node_starts_nothing_but_landing_until_release() {
     assert!(fleet.station.node("n1")["stopped"].is_null());
 }
 
+/// The node's card is replaced by an older copy: it knows nothing of the stop that it has confirmed.
+#[test]
+fn station_withholds_commands_from_a_node_that_lost_its_stop() {
+    let mut fleet = Fleet::linked_with(1, add_marks);
+    let names = [JOURNAL_FILE, LATCH_FILES[0], LATCH_FILES[1]];
+    let read = |node: &Node, name: &str| std::fs::read(node.state_dir.join(name)).expect("there");
+    let copies = names.map(|name| read(&fleet.nodes[0], name));
+    fleet.station.run(&["stop"]).expect_status(0);
+    fleet.nodes[0].signal_and_wait(Signal::KILL);
+    for (name, copy) in names.iter().zip(&copies) {
+        write(&fleet.nodes[0], name, copy);
+    }
+    fleet.station.wait_state("n1", "offline");
+    let (state, error) = outcome(&fleet, "takeoff");
+    assert_eq!(state, "refused", "the station has no release: {error}");
+    // A station that starts again knows it too.
+    fleet.station.signal_and_wait(Signal::TERM);
+    fleet.nodes[0].start(&[]);
+    assert_eq!(outcome(&fleet, "takeoff").0, "refused");
+    fleet.station.serve();
+    fleet.station.wait_online(1);
+    wait_until(TEST_TIMEOUT, "the station shows it", || {
+        fleet.station.node("n1")["stop_unconfirmed"].is_u64()
+    });
+    let (state, error) = outcome(&fleet, "takeoff");
+    assert_eq!(state, "refused", "{error}");
+    assert!(error.contains("has not confirmed the emergency stop"), "{error}");
+    assert_eq!(outcome(&fleet, "ping").0, "done");
+    assert!(
+        fleet.nodes[0].status()["stopped"].is_null(),
+        "it is not stopped again"
+    );
+    assert_eq!(marks(&fleet.nodes[0]), ["stop"]);
+    fleet.station.run(&["release", "all"]).expect_status(0);
+    assert_eq!(outcome(&fleet, "takeoff").0, "done");
+
+    // After a release that the node has recorded, a restart needs no further one.
+    fleet.station.run(&["stop"]).expect_status(0);
+    fleet.station.run(&["release", "all"]).expect_status(0);
+    fleet.nodes[0].signal_and_wait(Signal::KILL);
+    fleet.nodes[0].start(&[]);
+    fleet.station.wait_online(1);
+    assert_eq!(outcome(&fleet, "takeoff").0, "done");
+}
+
 fn fill_disk(dir: &Path) {
     let ballast = dir.join("ballast");
     while std::fs::File::options()

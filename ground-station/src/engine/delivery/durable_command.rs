@@ -17,7 +17,6 @@ use crate::engine::delivery::query::{self, Command};
 use crate::engine::observe::action_catalogs;
 use crate::engine::registry::Target;
 use crate::engine::reporter::{CallerGone, Reporter};
-use crate::engine::stop::unconfirmed;
 use crate::store::HistoryNumber;
 use crate::store::deliveries::Origin;
 use swarm_shared::api::Event;
@@ -65,6 +64,8 @@ pub(in crate::engine) async fn run(
         () = action_catalogs::wait_for_catalogs(nodes().map(|(_, node)| &node.action_catalog), &command.action, shared.started, started + catalog_wait) => {}
     }
     let flight = nodes().filter(|(_, node)| node.action_catalog.borrow().is_flight_action(&command.action));
+    let ids = nodes().map(|(id, _)| id).collect();
+    shared.stops.unconfirmed.wait_for_reports(&ids).await;
     let mut flight: BTreeSet<PeerId> = flight.map(|(id, _)| id).collect();
     if !flight.is_empty() {
         // A flight action of some nodes is not queued for those that have not offered their actions.
@@ -149,16 +150,16 @@ pub(in crate::engine) async fn run(
     }
 }
 
-/// Why the command is not sent to a node with an unconfirmed stop; `None` if it is: the action may run while stopped, or
-/// there is no such stop.
+/// Why the command is not sent to a node that may not be stopped although it should; `None` if it is sent: the action may
+/// run while stopped, or there is no such stop.
 fn refusal_reason(shared: &SharedContext, target: &Target, action: &str) -> Option<String> {
-    let number = shared.stops.unconfirmed.stop_number(target.node.id)?;
+    let reason = shared.stops.unconfirmed.refusal(target.node.id)?;
     let runs = target
         .own_node()?
         .action_catalog
         .borrow()
         .can_run_while_stopped(action);
-    (!runs).then(|| unconfirmed::reason(number))
+    (!runs).then_some(reason)
 }
 
 /// The outcome for the caller of a delivery that goes on after the time-out.

@@ -73,10 +73,9 @@ impl StopCoordinator {
 
     /// Receives the report of a node.
     pub(crate) fn on_report(&self, id: PeerId, report: StopStatus) {
+        self.unconfirmed.on_report(id, &report);
         let mut reports = self.reports.lock();
         if report.stopped {
-            // From now on the node refuses commands by itself.
-            self.unconfirmed.clear(id);
             reports.insert(id, report.clone());
         } else {
             reports.remove(&id);
@@ -146,6 +145,7 @@ pub(super) fn withdrawal_reason(number: Option<u64>) -> String {
 pub(crate) fn on_linked(shared: &SharedContext, link: &PeerLink) {
     let stops = &shared.stops;
     stops.reports.lock().remove(&link.id());
+    stops.unconfirmed.on_link_changed(link.id(), true);
     // Read before the subscribers are counted: a stop that begins in between is not counted, and if the node received its
     // number here, it would take the order for a repeated one.
     let last_number = stops.last_number();

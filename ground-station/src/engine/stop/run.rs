@@ -67,6 +67,8 @@ struct StopRun {
     selectors: Vec<Selector>,
     /// The signed order of each selector.
     orders: Vec<Bytes>,
+    /// The number of the first order.
+    first_number: u64,
     sender: StopSender,
     broadcaster: Broadcaster,
     reporter: Reporter,
@@ -123,7 +125,7 @@ pub(crate) async fn run(
     // Before the withdrawal: a command that is requested after it finds the stop here, however long the datagrams take.
     let stops = &stop.shared.stops;
     let ids = stop.targets.keys().copied();
-    stops.unconfirmed.insert(ids, stops.last_number());
+    stops.unconfirmed.insert(ids, stop.first_number);
     let withdrawn = stop.withdraw();
     // Devices are sent the stop again until these tasks are dropped, with the request.
     let (_device_tasks, mut device_ends, devices_withdrawn) = devices.spawn();
@@ -232,6 +234,7 @@ impl StopRun {
             shared,
             selectors: Vec::new(),
             orders: Vec::new(),
+            first_number: 0,
             broadcaster: Broadcaster::default(),
             reporter,
             acknowledged: BTreeMap::new(),
@@ -257,6 +260,7 @@ impl StopRun {
         let numbered = (first..).zip(&self.selectors);
         let orders = numbered.map(|(number, selector)| sign_order(&self.shared, number, selector.clone()));
         self.orders = orders.collect::<Result<_, _>>()?;
+        self.first_number = first;
         self.sender.reissue(first, clock::now());
         Ok(())
     }
@@ -356,13 +360,14 @@ impl StopRun {
         match self.sender.on_report(&id, &report, last_number, clock::now()) {
             ReportResult::Unchanged => None,
             ReportResult::Stopped => {
-                self.shared.stops.unconfirmed.clear(id);
                 let ms = self.reporter.elapsed_ms();
                 self.acknowledged.insert(id, ms);
                 Some(Event::Acknowledged { node, ms })
             }
             ReportResult::Ended(reply) => {
-                self.shared.stops.unconfirmed.clear(id);
+                if report.not_selected {
+                    self.shared.stops.unconfirmed.clear(id);
+                }
                 Some(self.end_delivery(node, reply))
             }
             ReportResult::RaiseNumber(received) => {

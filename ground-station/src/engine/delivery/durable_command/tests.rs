@@ -192,7 +192,7 @@ async fn commands_to_unconfirmed_stopped_nodes_are_refused() {
     let refused = final_replies(&shared, &targets).await;
     let states: Vec<Outcome> = refused.iter().map(|(_, reply)| reply.state).collect();
     assert_eq!(states, [Outcome::NoAnswer, Outcome::Refused, Outcome::NoAnswer]);
-    assert_eq!(refused[1].1.error, Some(unconfirmed::reason(7)));
+    assert_eq!(refused[1].1.error, shared.stops.unconfirmed.refusal(stopped));
     let past = history::run_query(dir.path(), |connection| {
         history::deliveries(connection, 1, &HistoryQuery::default())
     });
