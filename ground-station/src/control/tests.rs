@@ -68,7 +68,7 @@ async fn control_socket_returns_events_in_order() {
     assert_eq!(
         call.user,
         os_user::current(),
-        "as the kernel says, and nobody else"
+        "the user that the kernel reports, not the one in the request"
     );
     for event in [Event::note("one"), Event::note("two"), Event::End] {
         call.events.send(event).await.expect("read");

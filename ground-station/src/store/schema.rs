@@ -8,7 +8,7 @@ use rusqlite::{Connection, TransactionBehavior};
 
 use super::StoreError;
 
-/// How long to wait for a lock of somebody who looks into the file.
+/// How long to wait for the lock of another process that reads the file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Marks the file as ours: "SwSt".

@@ -5,9 +5,9 @@
 //!
 //! | read back | how long is left |
 //! |---|---|
-//! | in the same boot | exact: time since boot counts sleep, and nobody sets it |
+//! | in the same boot | exact: time since boot counts sleep and cannot be set |
 //! | in another boot | by the wall clock |
-//! | in another boot, and the wall clock is before the newest time stored | nothing: nobody can tell, and late is worse |
+//! | in another boot, and the wall clock is before the newest time stored | nothing: the elapsed time is unknown, and a late command is worse than none |
 //!
 //! A machine without a clock of its own that boots with yesterday's time, but later than anything stored, measures too
 //! little: nothing on that machine could tell.
@@ -24,7 +24,7 @@ const ROUND_UP_MS: Duration = Duration::from_nanos(999_999);
 pub struct Timestamp {
     /// For what counts in this process.
     pub instant: Instant,
-    /// Which boot it is in; empty if nobody knows.
+    /// Which boot it is in; empty if unknown.
     pub boot: String,
     /// Time since that boot.
     pub since_boot: Duration,
@@ -85,7 +85,7 @@ pub struct StoredDeadline<'a> {
     pub ttl_ms: u64,
 }
 
-/// How long is left until a stored deadline, in milliseconds; `None` if it has passed, or nobody can tell.
+/// How long is left until a stored deadline, in milliseconds; `None` if it has passed or cannot be computed.
 /// `newest_ms`: the newest wall-clock time that is stored anywhere.
 pub fn remaining_ms(due: StoredDeadline<'_>, now: &Timestamp, newest_ms: u64) -> Option<u64> {
     let left = if now.is_same_boot(due.boot) {

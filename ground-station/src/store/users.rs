@@ -332,7 +332,7 @@ mod tests {
             .put_token("ann".to_owned(), token(1, 100))
             .await
             .expect("asked");
-        assert_eq!(none, None, "nobody's");
+        assert_eq!(none, None, "no user has this token");
         store
             .put_user("ann".to_owned(), "x".to_owned(), 5)
             .await

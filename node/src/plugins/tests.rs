@@ -325,7 +325,7 @@ async fn a_cancel_passes_a_full_call_queue() {
     let first = rig.pending_call("blink");
     let told = lamp.read().await.expect("the action");
     let id = told.header.request_id.clone().expect("each has one");
-    // On one thread nobody else has a turn from here on.
+    // On one thread no other task runs from here on.
     let mut calls: Vec<_> = (0..CALL_QUEUE_MAX).map(|_| rig.pending_call("blink")).collect();
     let full = rig.plugins.find("blink").expect("it is offered");
     let refused = full.call(Arguments::default(), None).await;
@@ -455,7 +455,7 @@ async fn a_plugin_that_reads_nothing_is_disconnected() {
 async fn a_flood_without_reads_is_bounded() {
     let rig = Fixture::new();
     let mut lamp = rig.plugin(lamp()).await;
-    // Each of these has an answer that nobody reads.
+    // No task reads the answers to these.
     let header = Header {
         message_type: MessageType::Request,
         content_length: 2,

@@ -129,7 +129,7 @@ pub struct CommandView {
     pub action: String,
     /// With what.
     pub arguments: Value,
-    /// Of whom.
+    /// Device that the row is about.
     pub selector: String,
     /// Its time to live, in milliseconds.
     pub ttl_ms: u64,
@@ -190,7 +190,7 @@ pub struct AuditView {
     pub who: String,
     /// What was asked.
     pub what: String,
-    /// Of whom or with what.
+    /// Target of the request: a selector, a name or a gateway.
     pub detail: String,
     /// How it ended.
     pub outcome: String,

@@ -43,7 +43,7 @@ async fn pushed(device: &mut DeviceGuard) -> (Bytes, oneshot::Sender<DeviceReply
 
 fn gone_out(reply: oneshot::Sender<DeviceReply>) {
     let done = DeviceReply::Reply(Reply::done(Value::Null));
-    reply.send(done).expect("somebody waits");
+    reply.send(done).expect("the transfer waits");
 }
 
 /// How the next delivery ended, and why.
@@ -71,7 +71,7 @@ async fn device_files_are_read_and_sent_one_by_one() {
     gone_out(reply);
     let (content, reply) = pushed(&mut first).await;
     assert_eq!(content.len(), 2);
-    // Nobody waits for it any more: that changes nothing.
+    // The caller has gone; the transfer goes on.
     drop(told);
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(first.commands.try_recv().is_err(), "the next one waits still");
@@ -99,7 +99,7 @@ async fn devices_get_a_file_as_requested_or_not_at_all() {
         for _ in 0..2 {
             assert_eq!(end(&mut told).await.0, Outcome::Done);
         }
-        // Nobody has it in memory any more.
+        // The memory of the file is free again.
         if change == "emptied" {
             std::fs::write(&b, "").expect("written");
         } else {
@@ -129,7 +129,7 @@ async fn device_files_wait_for_memory_and_not_for_absent_devices() {
     command
         .reply
         .send(DeviceReply::Reply(expired))
-        .expect("somebody waits");
+        .expect("the transfer waits");
     let command = first.commands.recv().await.expect("sent");
     assert!(command.start_by < start_by + Duration::from_secs(1));
     gone_out(command.reply);
@@ -173,7 +173,7 @@ async fn waits_for_memory_have_an_end() {
         );
     }
     assert!(clock::since(started) < Duration::from_millis(5_900));
-    // Whoever asked has gone.
+    // The caller has gone.
     let mut told = fleet.perform(send("d1,d2", &[(&b, 1)], 60_000)).await;
     let number = loop {
         if let Event::Issued { number } = told.recv().await.expect("told") {

@@ -258,7 +258,7 @@ async fn device_outcome_is_stored_when_the_disk_recovers() {
         ended(&mut device.commands, Reply::done(Value::Null)).await;
     }
     let (_, _, ends) = all_told(told).await;
-    assert_eq!(ends.len(), 2, "nobody waits for a disk");
+    assert_eq!(ends.len(), 2, "the outcomes do not wait for the disk");
     let open = |past: &[HistoryDelivery]| {
         past.iter()
             .filter(|past| past.state == HistoryState::Open)
@@ -310,7 +310,7 @@ async fn late_stored_device_release_has_its_ends() {
         assert_eq!(done(&mut device.commands).await, DeviceOperation::Release);
     }
     let (_, _, ends) = all_told(releasing).await;
-    assert_eq!(ends.len(), 2, "nobody waits for the disk");
+    assert_eq!(ends.len(), 2, "the outcomes do not wait for the disk");
     disk.execute_batch("ROLLBACK").expect("let go");
     let released = all_ended(2).await;
     let done = |past: &HistoryDelivery| past.state == HistoryState::Ended(Outcome::Done);

@@ -19,7 +19,7 @@ use swarm_shared::api::{
 /// Digits of an id in the selector of a repetition: enough that no two nodes share them, and that thousands fit.
 const ID_PREFIX_DIGITS: usize = 16;
 
-/// What to do, and what to tell whoever asked.
+/// The request that repeats the command, and a note for the caller.
 pub(in crate::engine) struct RetryPlan {
     pub(in crate::engine) request: Request,
     /// The nodes, as people read it.

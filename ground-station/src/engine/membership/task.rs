@@ -331,7 +331,8 @@ mod tests {
         let mut made = fleet.perform(FleetRequest::Init).await;
         assert!(matches!(made.recv().await, Some(Event::Membership(_))));
         let disk = rusqlite::Connection::open(dir.path().join("station.db")).expect("opens");
-        disk.execute_batch("BEGIN IMMEDIATE").expect("nobody else writes");
+        disk.execute_batch("BEGIN IMMEDIATE")
+            .expect("the test alone writes");
         let invite = FleetRequest::Invite {
             role: Role::Node,
             uses: 1,

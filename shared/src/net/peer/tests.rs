@@ -205,7 +205,7 @@ async fn read_stream(events: &mut mpsc::Receiver<PeerEvent>, mut up: bool) {
                 up = false;
             }
             PeerEvent::Silent(_) | PeerEvent::Responsive(_) => {}
-            PeerEvent::BulkOpened { .. } => panic!("nobody asked for one"),
+            PeerEvent::BulkOpened { .. } => panic!("no bulk connection was requested"),
         }
     }
 }

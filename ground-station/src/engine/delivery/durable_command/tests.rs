@@ -22,7 +22,7 @@ use swarm_shared::api::{Batch, BatchSize, HistoryQuery, HistoryState, NodeRef};
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// A station that is linked to nobody, and three of its nodes.
+/// A station without links, and three of its nodes.
 async fn rig(store: &Store) -> (SharedContext, Vec<Target>) {
     let config = Config {
         kind: PeerKind::Station,
@@ -63,14 +63,15 @@ async fn rig(store: &Store) -> (SharedContext, Vec<Target>) {
 }
 
 /// Each target has its outcome though nothing was stored in time; when that is made up for, no batch waits for a
-/// release that nobody gives.
+/// release that never comes.
 #[tokio::test]
 async fn batch_run_stored_too_late_ends_for_every_target() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = Store::open(dir.path()).await.expect("a store");
     let (shared, targets) = rig(&store).await;
     let disk = rusqlite::Connection::open(store.path()).expect("opens");
-    disk.execute_batch("BEGIN IMMEDIATE").expect("nobody else writes");
+    disk.execute_batch("BEGIN IMMEDIATE")
+        .expect("the test alone writes");
     let act = DurableCommand {
         command: Command {
             action: "led".to_owned(),

@@ -276,7 +276,7 @@ async fn only_changed_readings_are_sent() {
     rig.subscribers.flush();
     assert!(
         rig.subscribers.last_readings.is_empty(),
-        "nothing is kept for nobody"
+        "without subscribers nothing is kept"
     );
 }
 

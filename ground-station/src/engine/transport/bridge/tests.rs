@@ -44,7 +44,7 @@ fn unchanged_presence_does_not_wake_watchers() {
     assert_eq!(
         heard,
         Some(start + Duration::from_secs(4)),
-        "whoever asks is told when"
+        "the caller is told when"
     );
 }
 
