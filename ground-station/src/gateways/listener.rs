@@ -239,6 +239,7 @@ pub struct ThrottledLog(SharedTable);
 
 /// Logs at a level if a [`ThrottledLog`] permits it for this kind of line, with the number of events since the last one;
 /// at debug level otherwise.
+#[allow(unused_macros, reason = "only gateways use it, and each is a feature")]
 macro_rules! log_throttled {
     ($log:expr, $kind:expr, $level:ident, $($line:tt)+) => {
         match $log.count($kind) {
@@ -247,6 +248,7 @@ macro_rules! log_throttled {
         }
     };
 }
+#[allow(unused_imports, reason = "only gateways use it, and each is a feature")]
 pub(crate) use log_throttled;
 
 impl ThrottledLog {

@@ -12,18 +12,16 @@ use crate::config::gateways::{
     SocktoolsConfig,
 };
 
-/// The gateways that this program was built with, by their names in the configuration.
-const BUILT_IN: &[&str] = &[
-    #[cfg(feature = "gateway-clever-show")]
-    CleverShowConfig::NAME,
-    #[cfg(feature = "gateway-platypush-tcp")]
-    PlatypushTcpConfig::NAME,
-    #[cfg(feature = "gateway-platypush-http")]
-    PlatypushHttpConfig::NAME,
-    #[cfg(feature = "gateway-socktools")]
-    SocktoolsConfig::NAME,
-    #[cfg(feature = "gateway-knut")]
-    KnutConfig::NAME,
+/// The names of all gateways in the configuration, and whether this program was built with them.
+const GATEWAYS: [(&str, bool); 5] = [
+    (CleverShowConfig::NAME, cfg!(feature = "gateway-clever-show")),
+    (PlatypushTcpConfig::NAME, cfg!(feature = "gateway-platypush-tcp")),
+    (
+        PlatypushHttpConfig::NAME,
+        cfg!(feature = "gateway-platypush-http"),
+    ),
+    (SocktoolsConfig::NAME, cfg!(feature = "gateway-socktools")),
+    (KnutConfig::NAME, cfg!(feature = "gateway-knut")),
 ];
 /// Actions of Platypush's form that read from the station, which every client may.
 const STATION_QUERIES: [&str; 2] = ["station.nodes", "station.history"];
@@ -31,7 +29,7 @@ const STATION_QUERIES: [&str; 2] = ["station.nodes", "station.history"];
 /// Finds errors that keep the gateways from opening. Logs a warning for options without an effect.
 pub(super) fn check(gateways: &GatewaysConfig) -> Result<(), GatewayError> {
     for (gateway, common) in gateways.enabled() {
-        if !BUILT_IN.contains(&gateway) {
+        if GATEWAYS.contains(&(gateway, false)) {
             return Err(GatewayError::NotBuilt { gateway });
         }
         check_role(gateway, common, |name| is_query(gateways, gateway, name))

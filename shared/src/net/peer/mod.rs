@@ -3,6 +3,7 @@
 //! One task (`task`) for each session owns the session and its present connection, and outlives connections.
 
 mod event_queue;
+mod permission;
 mod task;
 #[cfg(test)]
 mod tests;

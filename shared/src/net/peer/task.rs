@@ -14,6 +14,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 
 use super::event_queue::{EventQueue, Route};
+use super::permission::check_permission;
 use super::timer::Timer;
 use super::{
     Attachment, ChunkBytes, LastHeard, LinkCommand, LinkError, LinkEvent, PeerEvent, PeerInfo, PeerLink,
@@ -22,13 +23,11 @@ use super::{
 use crate::net::clock;
 use crate::net::conn::{Conn, IoProgress};
 use crate::proto::id::{Instance, PeerId};
-use crate::proto::message::{Arguments, Channel, RefusalCode, Refused};
+use crate::proto::message::{Channel, RefusalCode, Refused};
 use crate::proto::outcome::Reply;
 use crate::proto::session::outbox::OutboxLimits;
 use crate::proto::session::path_check::PathVerdict;
 use crate::proto::session::{Event as SessionEvent, LinkFault, Outgoing, Session, Timing};
-use crate::proto::trust::Role;
-use crate::proto::trust::gate::{ActionClass, Permission, classify, permit};
 use crate::proto::wire::encoded::EncodedFrame;
 use crate::proto::wire::{Frame, Kind, Lane, WireError};
 
@@ -571,31 +570,6 @@ impl PeerTask {
         })
         .await;
     }
-}
-
-/// Whether a peer with this role may have what the frame asks for; of a command its class, unless its arguments are
-/// unreadable.
-fn check_permission(role: Role, frame: &Frame) -> Result<Option<ActionClass>, Refused> {
-    let Some(kind) = frame.header.kind else {
-        return Err(Refused::new(
-            RefusalCode::Protocol,
-            "a frame without a kind on a link of ours",
-        ));
-    };
-    if kind != Kind::Command {
-        return permit(role, &Permission::Frame(kind)).map(|()| None);
-    }
-    let action = frame.header.action.as_deref().unwrap_or_default();
-    // Most commands are classified by their action alone. Unreadable arguments need the highest permission.
-    let arguments: Arguments = match action {
-        "id" | "config" => match frame.parse_content() {
-            Ok(arguments) => arguments,
-            Err(_unreadable) => return permit(role, &Permission::Frame(Kind::Command)).map(|()| None),
-        },
-        _ => Arguments::default(),
-    };
-    let class = classify(action, &arguments);
-    permit(role, &Permission::Command(class)).map(|()| Some(class))
 }
 
 async fn drive(conn: Option<&mut Conn>, read: bool) -> std::io::Result<IoProgress> {
