@@ -172,7 +172,6 @@ pub(in crate::engine) async fn run(
                 let Ok(_permit) = shared.transfer_slots.clone().acquire_owned().await else {
                     return;
                 };
-                let events = reporter.caller();
                 let reply = if is_there {
                     fetch_one(
                         &shared,
@@ -180,7 +179,7 @@ pub(in crate::engine) async fn run(
                         &path,
                         copy,
                         stall_timeout,
-                        events,
+                        &reporter,
                     )
                     .await
                 } else {
@@ -240,7 +239,7 @@ async fn fetch_one(
     path: &str,
     CopyDestination { roots, dir, name }: CopyDestination,
     stall_timeout: Duration,
-    events: &mpsc::Sender<Event>,
+    reporter: &Reporter,
 ) -> Reply {
     // Opened first, so that no chunk is missed.
     let Ok(bulk) = shared.endpoint.open_bulk_session(node.id).await else {
@@ -270,7 +269,7 @@ async fn fetch_one(
         destination,
         chunks_in,
         stall_timeout,
-        events,
+        reporter,
     )
     .await
     {
@@ -300,7 +299,7 @@ async fn request_and_receive(
     destination: Destination,
     chunks: mpsc::Receiver<Box<Frame>>,
     stall_timeout: Duration,
-    events: &mpsc::Sender<Event>,
+    reporter: &Reporter,
 ) -> Reply {
     let now = clock::now();
     let sent = query::send_request(link, request_frame, now + REQUEST_TTL, now + TRANSFER_TIME_MAX);
@@ -310,7 +309,7 @@ async fn request_and_receive(
     };
     let (written, mut whole) = oneshot::channel();
     let (ticks, mut progressed) = mpsc::channel(1);
-    let told = events.clone();
+    let told = reporter.clone();
     let writing = move || {
         // The receiver is gone if the caller has disconnected.
         let _given_up = written.send(write_chunks(&destination, chunks, &told, &ticks));
@@ -344,7 +343,7 @@ async fn request_and_receive(
 fn write_chunks(
     destination: &Destination,
     mut chunks: mpsc::Receiver<Box<Frame>>,
-    events: &mpsc::Sender<Event>,
+    reporter: &Reporter,
     ticks: &mpsc::Sender<()>,
 ) -> Result<Reply, FileError> {
     // The node sends the size at the end.
@@ -358,7 +357,7 @@ fn write_chunks(
             let bytes = file.written();
             if bytes - reported >= PROGRESS_INTERVAL_BYTES {
                 reported = bytes;
-                let _behind = events.try_send(Event::Progress {
+                reporter.try_send(Event::Progress {
                     node: destination.target.clone(),
                     bytes,
                     total: bytes,

@@ -277,7 +277,7 @@ async fn send_node_files(
         bytes: 0,
         reported: 0,
         total: sizes.sum(),
-        events: reporter.caller().clone(),
+        reporter: reporter.clone(),
     };
     for (part, file) in (0..).zip(files) {
         let reply = match file {
@@ -310,7 +310,7 @@ struct Progress {
     bytes: u64,
     reported: u64,
     total: u64,
-    events: mpsc::Sender<Event>,
+    reporter: Reporter,
 }
 
 impl Progress {
@@ -320,7 +320,7 @@ impl Progress {
             self.reported = self.bytes;
             let (node, bytes, total) = (self.node.clone(), self.bytes, self.total.max(self.bytes));
             // A slow reader gets the next report.
-            let _behind = self.events.try_send(Event::Progress { node, bytes, total });
+            self.reporter.try_send(Event::Progress { node, bytes, total });
         }
     }
 }

@@ -198,7 +198,7 @@ impl Parameter {
 
     /// The value of the parameter with this name in a call; an error is the rule that it breaks.
     fn extract(&self, name: &str, given: HookInput<'_>) -> Result<Value, String> {
-        let key = self.key.as_deref().unwrap_or(name);
+        let key = self.key.as_deref().filter(|key| !key.is_empty()).unwrap_or(name);
         let (place, value) = match self.from {
             Source::Const => return Ok(self.value.clone().unwrap_or_default()),
             Source::Query => ("query", given.query.get(key).map(|text| self.parse_text(text))),
